@@ -1,0 +1,166 @@
+//! All memory of a guest: an immutable snapshot of its regions, and the way from addresses to memory.
+//!
+//! A change of the memory table makes a new snapshot; whatever is in flight keeps the old one mapped through its
+//! [`MemPin`]. Lookups are checked: a range that is not wholly backed by regions is an error, and nothing of it is
+//! touched. Ranges over adjacent regions are several pieces. No Linux counterpart in the block layer (KVM's
+//! memslots are the nearest).
+#![expect(unsafe_code, reason = "turns checked addresses into pointers into mapped regions")]
+
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::region::{Region, RegionError};
+use crate::sglist::IoVec;
+use crate::slice::GuestSlice;
+
+/// An address is not, or not wholly, in any region: the guest's or the front-end's mistake.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[error("{len} bytes at {addr:#x} are not in the guest's memory")]
+pub struct BadAddress {
+    /// Where the range starts.
+    pub addr: u64,
+    /// How many bytes it has.
+    pub len: u64,
+}
+
+/// A guest's memory: regions sorted by guest address, none overlapping another.
+#[derive(Debug, Clone, Default)]
+pub struct GuestMem {
+    regions: Vec<Region>,
+}
+
+impl GuestMem {
+    /// The memory made of `regions`, in any order.
+    ///
+    /// # Errors
+    /// [`RegionError::Overlaps`] when two share guest addresses or user addresses.
+    pub fn new(mut regions: Vec<Region>) -> Result<Self, RegionError> {
+        check_overlap(&mut regions, Region::user_addr)?;
+        check_overlap(&mut regions, Region::guest_addr)?;
+        Ok(Self { regions })
+    }
+
+    /// The memory that vm-memory has mapped. User addresses are guest addresses.
+    #[must_use]
+    pub fn from_vm_memory(memory: &GuestMemoryMmap) -> Self {
+        // vm-memory keeps its regions sorted and disjoint.
+        let regions = memory.iter().map(Region::from_mapped).collect();
+        Self { regions }
+    }
+
+    /// The regions, by ascending guest address.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The guest address of a user address, if `len` bytes from there are in one region.
+    #[must_use]
+    pub fn user_to_guest(&self, user_addr: u64, len: u64) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = user_addr.checked_sub(region.user_addr())?;
+            (offset.checked_add(len)? <= region.size()).then(|| region.guest_addr() + offset)
+        })
+    }
+
+    /// The region that `addr` is in, and the bytes from there to the region's end.
+    fn find(&self, addr: u64) -> Option<(&Region, u64)> {
+        // The last region that starts at or before `addr`.
+        let after = self.regions.partition_point(|region| region.guest_addr() <= addr);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        let left = region.size().checked_sub(addr - region.guest_addr())?;
+        (left > 0).then_some((region, left))
+    }
+
+    /// The memory at `addr`: as much of `len` bytes (at least one) as is contiguous.
+    ///
+    /// # Errors
+    /// [`BadAddress`] when `addr` is in no region.
+    pub(crate) fn piece(&self, addr: u64, len: usize) -> Result<IoVec, BadAddress> {
+        let (region, room) = self.find(addr).ok_or(BadAddress { addr, len: len as u64 })?;
+        let take = len.min(usize::try_from(room).unwrap_or(usize::MAX));
+        Ok(IoVec::new(self.pointer(region, addr), take))
+    }
+
+    /// The pointer of a guest address that `find` has found in `region`.
+    fn pointer(&self, region: &Region, addr: u64) -> NonNull<u8> {
+        let offset = usize::try_from(addr - region.guest_addr()).expect("a region fits the address space");
+        // SAFETY: `addr` is in the region (`find`), so the offset is inside its mapping.
+        let ptr = unsafe { region.host_ptr().add(offset) };
+        NonNull::new(ptr).expect("a mapping is not at address 0")
+    }
+}
+
+/// Keeps a snapshot of a guest's memory mapped.
+///
+/// Made once per memory table and thread; cloning counts without atomics, so that each I/O can hold one.
+#[derive(Debug, Clone)]
+#[expect(clippy::redundant_allocation, reason = "the inner count is shared by threads, the outer one is not")]
+pub struct MemPin(Rc<Arc<GuestMem>>);
+
+impl MemPin {
+    /// Pins `memory` on this thread.
+    #[must_use]
+    pub fn new(memory: Arc<GuestMem>) -> Self {
+        Self(Rc::new(memory))
+    }
+
+    /// The memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMem {
+        &self.0
+    }
+
+    /// `len` bytes at `addr`, within one region.
+    ///
+    /// # Errors
+    /// [`BadAddress`] when they are in none, or not in one.
+    pub fn slice(&self, addr: u64, len: usize) -> Result<GuestSlice, BadAddress> {
+        let bad = BadAddress { addr, len: len as u64 };
+        let (region, room) = self.memory().find(addr).ok_or(bad)?;
+        if room < len as u64 {
+            return Err(bad);
+        }
+        let ptr = self.memory().pointer(region, addr);
+        // SAFETY: the range is in one region of this memory (`find` and the check of `room`).
+        Ok(unsafe { GuestSlice::new(ptr, len, self.clone()) })
+    }
+
+    /// Copies out the bytes at `addr`, which may span regions.
+    ///
+    /// # Errors
+    /// [`BadAddress`]; then part of `bytes` may have been written.
+    pub fn read(&self, addr: u64, bytes: &mut [u8]) -> Result<(), BadAddress> {
+        let bad = BadAddress { addr, len: bytes.len() as u64 };
+        let (mut at, mut left) = (addr, bytes);
+        while !left.is_empty() {
+            let piece = self.memory().piece(at, left.len())?;
+            let (now, later) = left.split_at_mut(piece.len());
+            piece.copy_out(now);
+            left = later;
+            at = at.checked_add(piece.len() as u64).ok_or(bad)?;
+        }
+        Ok(())
+    }
+
+    /// Whether both pin the same snapshot.
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Sorts by the start that `start` gives and checks that no region reaches into the next.
+fn check_overlap(regions: &mut [Region], start: impl Fn(&Region) -> u64) -> Result<(), RegionError> {
+    regions.sort_by_key(&start);
+    for pair in regions.windows(2) {
+        // Does not wrap: checked when the region was mapped.
+        if start(&pair[0]) + pair[0].size() > start(&pair[1]) {
+            return Err(RegionError::Overlaps { guest_addr: pair[1].guest_addr() });
+        }
+    }
+    Ok(())
+}

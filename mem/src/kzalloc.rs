@@ -1,0 +1,335 @@
+//! Zeroed memory out of a bounded arena: the only allocator on the data path.
+//!
+//! kzalloc(9): "allocate memory; the memory is set to zero". Here as there, `size` says how many bytes and the
+//! flags say how. What is different: memory comes from an [`Arena`] of a fixed size, so that no guest can make
+//! the daemon grow, and `size` is at most one page (Linux has `KMALLOC_MAX_SIZE`; larger things are lists of
+//! pages here, see [`crate::bounce`], so that fragmentation can never make an allocation fail).
+//!
+//! Some pages of an arena are a reserve, which only [`Gfp::Atomic`] may use: what must go on so that memory comes
+//! back is never starved by what merely wants to start.
+//!
+//! Zeroing is not paid twice. A page fresh from the kernel is zero already; one that comes back remembers how
+//! far it was handed out, and only that much is cleared, when it is handed out again.
+//!
+//! ```
+//! use sluice_mem::{gfp::Gfp, kzalloc::{kzalloc, Arena}};
+//!
+//! let arena = Arena::new(2 * 4096, 0)?;
+//! let header = kzalloc(&arena, 16, Gfp::Nowait)?;
+//! assert_eq!(header.len(), 16);
+//! assert_eq!(arena.available_pages(Gfp::Nowait), 1);
+//! drop(header);
+//! assert_eq!(arena.available_pages(Gfp::Nowait), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![expect(unsafe_code, reason = "hands out parts of a mapping as memory")]
+
+use std::cell::RefCell;
+use std::io;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use crate::PAGE_SIZE;
+use crate::gfp::Gfp;
+
+/// Why there is no memory.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// The arena is used up for now; memory comes back when I/O in flight completes.
+    #[error("no page is free in an arena of {pages} pages, {reserve} of them in reserve")]
+    Exhausted {
+        /// How many pages the arena has in all.
+        pages: usize,
+        /// How many of them only [`Gfp::Atomic`] may use.
+        reserve: usize,
+    },
+    /// More than one page was asked for.
+    #[error("{size} bytes are more than one page of {PAGE_SIZE}")]
+    TooLarge {
+        /// How many bytes were asked for.
+        size: usize,
+    },
+}
+
+/// A fixed amount of page-aligned memory, used by one thread.
+///
+/// Cloning gives another handle to the same memory. Pages take up physical memory once they were used.
+#[derive(Debug, Clone)]
+pub struct Arena {
+    inner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    base: NonNull<u8>,
+    pages: usize,
+    reserve: usize,
+    state: RefCell<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The first page of the list of free ones, and how many are in it. The list starts in ascending order and
+    /// comes back as it was taken, so that neighbours tend to be handed out together and merge into one piece.
+    free: u32,
+    free_count: usize,
+    pages: Vec<Page>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    /// The page after this one, in the list of free pages or in an allocation.
+    next: u32,
+    /// How many bytes from the start of the page may be other than zero.
+    dirty: u16,
+}
+
+impl Arena {
+    /// An arena of `size` bytes, of which `reserve` bytes are a reserve, both rounded up to whole pages.
+    ///
+    /// # Errors
+    /// When the reserve is larger than the arena, or the kernel does not give the address space.
+    pub fn new(size: usize, reserve: usize) -> io::Result<Self> {
+        let pages = size.div_ceil(PAGE_SIZE).max(1);
+        let reserve = reserve.div_ceil(PAGE_SIZE);
+        if reserve > pages {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let count = u32::try_from(pages).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let list = (1..=count).map(|next| Page { next, dirty: 0 }).collect();
+        let length = pages * PAGE_SIZE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a null hint and no MAP_FIXED: the kernel chooses a range that nothing else uses.
+        let base = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags)
+        }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let state = State { free: 0, free_count: pages, pages: list };
+        Ok(Self { inner: Rc::new(Inner { base, pages, reserve, state: RefCell::new(state) }) })
+    }
+
+    /// How many pages `gfp` can have at this moment.
+    #[must_use]
+    pub fn available_pages(&self, gfp: Gfp) -> usize {
+        self.inner.available(&self.inner.state.borrow(), gfp)
+    }
+
+    /// How many pages there are, free or in use.
+    #[must_use]
+    pub fn capacity_pages(&self) -> usize {
+        self.inner.pages
+    }
+}
+
+impl Inner {
+    /// Where a page is. Only numbers of pages in the arena are ever in a list.
+    fn address(&self, page: u32) -> NonNull<u8> {
+        assert!((page as usize) < self.pages, "page {page} of {}", self.pages);
+        // SAFETY: the page is in the arena, so its offset is inside the mapping.
+        unsafe { self.base.add(page as usize * PAGE_SIZE) }
+    }
+
+    fn available(&self, state: &State, gfp: Gfp) -> usize {
+        match gfp {
+            Gfp::Nowait => state.free_count.saturating_sub(self.reserve),
+            Gfp::Atomic => state.free_count,
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: `base` and the length are those of the mapping made in `Arena::new`, and every `KBox` holds
+        // an `Rc` of this, so nothing points into the mapping any more.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.pages * PAGE_SIZE) };
+        debug_assert!(unmapped.is_ok(), "an arena's mapping is unmapped once");
+    }
+}
+
+/// Zeroed memory of `size` bytes, aligned to [`PAGE_SIZE`] and in one piece.
+///
+/// # Errors
+/// [`AllocError::Exhausted`] while all pages that `gfp` may have are in use: the caller parks its work.
+/// [`AllocError::TooLarge`] past one page.
+pub fn kzalloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<KBox, AllocError> {
+    if size > PAGE_SIZE {
+        return Err(AllocError::TooLarge { size });
+    }
+    let pages = Pages::alloc(arena, size, gfp)?;
+    Ok(KBox { pages })
+}
+
+/// Memory from [`kzalloc`]; goes back to its arena when dropped (Linux: `kfree`).
+#[derive(Debug)]
+pub struct KBox {
+    pages: Pages,
+}
+
+impl KBox {
+    /// How many bytes were asked for.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an allocation of nothing is of no use to anyone")]
+    pub fn len(&self) -> usize {
+        self.pages.len
+    }
+
+    /// Where the memory starts: `len` bytes, valid while this value lives, with no other user.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.pages.arena.address(self.pages.head)
+    }
+}
+
+/// Zeroed memory of any size as a list of pages; goes back to its arena when dropped.
+///
+/// All or nothing: an allocation that fails has taken no page.
+#[derive(Debug)]
+pub struct Pages {
+    arena: Rc<Inner>,
+    head: u32,
+    tail: u32,
+    count: usize,
+    len: usize,
+}
+
+impl Pages {
+    /// Zeroed memory of `size` bytes, at least one page.
+    ///
+    /// # Errors
+    /// [`AllocError::Exhausted`] while there are not enough pages that `gfp` may have.
+    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<Self, AllocError> {
+        let inner = &arena.inner;
+        let count = size.div_ceil(PAGE_SIZE).max(1);
+        let mut state = inner.state.borrow_mut();
+        if inner.available(&state, gfp) < count {
+            return Err(AllocError::Exhausted { pages: inner.pages, reserve: inner.reserve });
+        }
+        let head = state.free;
+        let (mut tail, mut next) = (head, head);
+        for _ in 0..count {
+            tail = next;
+            let page = &mut state.pages[tail as usize];
+            let dirty = usize::from(std::mem::take(&mut page.dirty));
+            next = page.next;
+            // SAFETY: the page was free, so nobody else has it, and `dirty` is at most a page.
+            unsafe { inner.address(tail).write_bytes(0, dirty) };
+        }
+        state.free = next;
+        state.free_count -= count;
+        Ok(Self { arena: Rc::clone(inner), head, tail, count, len: size })
+    }
+
+    /// Calls `piece` with the start and length of each page, in order. The last is as long as is left.
+    pub fn for_each(&self, mut piece: impl FnMut(NonNull<u8>, usize)) {
+        let state = self.arena.state.borrow();
+        let (mut page, mut left) = (self.head, self.len);
+        for _ in 0..self.count {
+            piece(self.arena.address(page), left.min(PAGE_SIZE));
+            left = left.saturating_sub(PAGE_SIZE);
+            page = state.pages[page as usize].next;
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let mut state = self.arena.state.borrow_mut();
+        let (mut page, mut left) = (self.head, self.len);
+        for _ in 0..self.count {
+            let entry = &mut state.pages[page as usize];
+            // At most PAGE_SIZE, which fits.
+            entry.dirty = u16::try_from(left.min(PAGE_SIZE)).unwrap_or(u16::MAX);
+            left = left.saturating_sub(PAGE_SIZE);
+            page = entry.next;
+        }
+        state.pages[self.tail as usize].next = state.free;
+        state.free = self.head;
+        state.free_count += self.count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(memory: &KBox) -> Vec<u8> {
+        // SAFETY: the memory is valid for `len` bytes and nobody writes to it meanwhile.
+        unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), memory.len()) }.to_vec()
+    }
+
+    fn fill(memory: &KBox) {
+        // SAFETY: the memory is valid for `len` bytes and has no other user.
+        unsafe { memory.as_ptr().write_bytes(0xaa, memory.len()) };
+    }
+
+    #[test]
+    fn the_memory_is_set_to_zero_also_when_it_is_reused() {
+        let arena = Arena::new(PAGE_SIZE, 0).expect("one page");
+        for size in [16, 4096, 1, 512, 4095, 4096] {
+            let memory = kzalloc(&arena, size, Gfp::Nowait).expect("the only page is free");
+            assert_eq!(bytes(&memory), vec![0; size], "old bytes in {size} bytes");
+            fill(&memory);
+        }
+    }
+
+    #[test]
+    fn memory_starts_on_a_page() {
+        let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
+        let all: Vec<_> = (0..3).map(|_| kzalloc(&arena, 9, Gfp::Nowait).expect("a page")).collect();
+        assert!(all.iter().all(|m| m.as_ptr().as_ptr().addr().is_multiple_of(PAGE_SIZE)));
+    }
+
+    #[test]
+    fn an_arena_is_bounded_and_memory_comes_back() {
+        let arena = Arena::new(2 * PAGE_SIZE, 0).expect("two pages");
+        let first = kzalloc(&arena, 1, Gfp::Nowait).expect("two are free");
+        let _second = kzalloc(&arena, 1, Gfp::Nowait).expect("one is free");
+        assert_eq!(
+            kzalloc(&arena, 1, Gfp::Nowait).err(),
+            Some(AllocError::Exhausted { pages: 2, reserve: 0 })
+        );
+        drop(first);
+        assert!(kzalloc(&arena, 1, Gfp::Nowait).is_ok());
+    }
+
+    #[test]
+    fn only_atomic_allocations_use_the_reserve() {
+        let arena = Arena::new(2 * PAGE_SIZE, PAGE_SIZE).expect("two pages");
+        let _first = kzalloc(&arena, 1, Gfp::Nowait).expect("one page is no reserve");
+        assert_eq!(
+            kzalloc(&arena, 1, Gfp::Nowait).err(),
+            Some(AllocError::Exhausted { pages: 2, reserve: 1 })
+        );
+        assert!(kzalloc(&arena, 1, Gfp::Atomic).is_ok());
+    }
+
+    #[test]
+    fn a_list_of_pages_is_all_or_nothing_and_zero() {
+        let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
+        for round in 0..3 {
+            let pages = Pages::alloc(&arena, 2 * PAGE_SIZE + 10, Gfp::Nowait).expect("three are free");
+            let mut sizes = Vec::new();
+            pages.for_each(|ptr, len| {
+                sizes.push(len);
+                // SAFETY: `len` bytes of memory that only this test uses.
+                let memory = unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len) };
+                assert!(memory.iter().all(|byte| *byte == 0), "old bytes in round {round}");
+                memory.fill(0x55);
+            });
+            assert_eq!(sizes, [PAGE_SIZE, PAGE_SIZE, 10]);
+            assert_eq!(arena.available_pages(Gfp::Atomic), 0);
+        }
+        let _one = kzalloc(&arena, 1, Gfp::Nowait).expect("three are free");
+        assert!(Pages::alloc(&arena, 3 * PAGE_SIZE, Gfp::Nowait).is_err());
+        assert_eq!(arena.available_pages(Gfp::Atomic), 2);
+    }
+
+    #[test]
+    fn more_than_a_page_is_refused() {
+        let arena = Arena::new(4 * PAGE_SIZE, 0).expect("four pages");
+        assert_eq!(kzalloc(&arena, 4097, Gfp::Nowait).err(), Some(AllocError::TooLarge { size: 4097 }));
+    }
+}

@@ -1,0 +1,379 @@
+//! The pieces of memory that one transfer touches, in order, and what keeps them alive.
+//!
+//! The counterpart of an array of Linux's `struct bio_vec` (and of `struct scatterlist`). A list has room for
+//! [`SgList::CAPACITY`] pieces; the first few live in the list itself, more of them in one page from
+//! [`kzalloc`]. Its memory is either the guest's, pinned by a [`MemPin`], or pages of ours, so that a list can be
+//! used from safe code at any time: what it points to cannot go away before it does. Pieces that follow one another
+//! in memory are merged.
+#![expect(unsafe_code, reason = "copies from and to memory that another process shares")]
+
+use std::ptr::NonNull;
+
+use crate::PAGE_SIZE;
+use crate::gfp::Gfp;
+use crate::guest::{BadAddress, MemPin};
+use crate::kzalloc::{AllocError, Arena, KBox, Pages, kzalloc};
+
+/// One piece of memory: a `struct iovec`, to be handed to the kernel.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct IoVec(libc::iovec);
+
+impl std::fmt::Debug for IoVec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:p}+{}", self.0.iov_base, self.0.iov_len)
+    }
+}
+
+impl IoVec {
+    const EMPTY: Self = Self(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
+
+    pub(crate) fn new(ptr: NonNull<u8>, len: usize) -> Self {
+        Self(libc::iovec { iov_base: ptr.as_ptr().cast(), iov_len: len })
+    }
+
+    /// Where the piece starts.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// How many bytes it has, never 0 in a list.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a piece of a list is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    fn end(&self) -> usize {
+        self.as_ptr().addr() + self.len()
+    }
+
+    /// The piece without its first `count` bytes.
+    fn skip(self, count: usize) -> Self {
+        debug_assert!(count <= self.len());
+        Self(libc::iovec { iov_base: self.as_ptr().wrapping_add(count).cast(), iov_len: self.len() - count })
+    }
+
+    fn truncate(self, len: usize) -> Self {
+        debug_assert!(len <= self.len());
+        Self(libc::iovec { iov_base: self.0.iov_base, iov_len: len })
+    }
+
+    /// Copies the piece out. Crate-private: whoever calls it has what keeps the piece alive.
+    pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), self.len());
+        // SAFETY: a piece is mapped memory of `len` bytes; `bytes` is as long, and not part of it, being ours.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    fn copy_in(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len());
+        // SAFETY: a piece is mapped memory of `len` bytes, at least as long as `bytes`, which is ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_ptr(), bytes.len()) };
+    }
+}
+
+/// What keeps the memory of a list alive.
+#[derive(Debug)]
+enum Backing {
+    Nothing,
+    Guest(MemPin),
+    Pages(#[expect(dead_code, reason = "held, not used")] Pages),
+}
+
+/// The pieces of memory of one transfer.
+#[derive(Debug)]
+pub struct SgList {
+    inline: [IoVec; Self::INLINE],
+    /// Where the pieces are once they are too many for `inline`.
+    table: Option<KBox>,
+    /// The pieces are `start..end`; those before were used up by [`SgList::advance`].
+    start: usize,
+    end: usize,
+    bytes: usize,
+    backing: Backing,
+}
+
+impl Default for SgList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl SgList {
+    /// How many pieces a list can have: as many as fit one page (Linux: `BIO_MAX_VECS`).
+    pub const CAPACITY: usize = PAGE_SIZE / size_of::<IoVec>();
+    /// How many of them need no table (Linux: `BIO_INLINE_VECS`).
+    const INLINE: usize = 4;
+
+    /// An empty list.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            inline: [IoVec::EMPTY; Self::INLINE],
+            table: None,
+            start: 0,
+            end: 0,
+            bytes: 0,
+            backing: Backing::Nothing,
+        }
+    }
+
+    /// A list of zeroed pages of ours, `size` bytes in all.
+    ///
+    /// # Errors
+    /// [`AllocError::Exhausted`] when `gfp` gets too few pages, [`AllocError::TooLarge`] when they could be more
+    /// pieces than a list has room for. Then nothing was taken.
+    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<Self, AllocError> {
+        if size > Self::CAPACITY * PAGE_SIZE {
+            return Err(AllocError::TooLarge { size });
+        }
+        let mut list = Self::new();
+        let pages = Pages::alloc(arena, size, gfp)?;
+        // Worst case: no two pages are neighbours.
+        if size.div_ceil(PAGE_SIZE) > Self::INLINE {
+            list.table = Some(kzalloc(arena, PAGE_SIZE, gfp)?);
+        }
+        pages.for_each(|ptr, len| list.append(IoVec::new(ptr, len)));
+        list.backing = Backing::Pages(pages);
+        Ok(list)
+    }
+
+    /// Empties the list and lets go of its memory.
+    pub fn clear(&mut self) {
+        *self = Self::new();
+    }
+
+    /// How many bytes the pieces have together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The pieces. Valid to use while the list is neither changed nor dropped.
+    #[must_use]
+    pub fn pieces(&self) -> &[IoVec] {
+        &self.all()[self.start..self.end]
+    }
+
+    /// Appends guest memory: as much of the `len` bytes at `addr` as there is room for pieces. Returns how many
+    /// bytes that was. A table is allocated from `arena` where needed.
+    ///
+    /// # Errors
+    /// [`SgError::Address`] when some of the range is not in the guest's memory, [`SgError::Memory`] when there is
+    /// no page for a table. The list may have got a part of the range.
+    ///
+    /// # Panics
+    /// When the list already has pieces of another snapshot of memory.
+    pub fn push_guest(
+        &mut self,
+        pin: &MemPin,
+        addr: u64,
+        len: usize,
+        arena: &Arena,
+    ) -> Result<usize, SgError> {
+        match &self.backing {
+            Backing::Nothing => self.backing = Backing::Guest(pin.clone()),
+            Backing::Guest(own) => assert!(own.same(pin), "a list has pieces of one snapshot"),
+            Backing::Pages(_) => panic!("guest memory in a list of our own pages"),
+        }
+        let mut pushed = 0;
+        while pushed < len {
+            let at = addr.checked_add(pushed as u64).ok_or(BadAddress { addr, len: len as u64 })?;
+            let piece = pin.memory().piece(at, len - pushed)?;
+            if !self.reserve(piece, arena)? {
+                break;
+            }
+            self.append(piece);
+            pushed += piece.len();
+        }
+        Ok(pushed)
+    }
+
+    /// Takes the first `count` bytes out of the list, into a list of their own.
+    ///
+    /// # Errors
+    /// When the new list needs a table and `gfp` gets no page; then this list is as it was.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes, or its pages are ours: such a list has one owner.
+    pub fn split_front(&mut self, count: usize, arena: &Arena, gfp: Gfp) -> Result<Self, AllocError> {
+        assert!(count <= self.bytes, "{count} bytes of a list of {}", self.bytes);
+        let mut front = Self::new();
+        front.backing = match &self.backing {
+            Backing::Nothing => Backing::Nothing,
+            Backing::Guest(pin) => Backing::Guest(pin.clone()),
+            Backing::Pages(_) => panic!("our own pages have one owner"),
+        };
+        if self.pieces_of(count) > Self::INLINE {
+            front.table = Some(kzalloc(arena, PAGE_SIZE, gfp)?);
+        }
+        let mut left = count;
+        for piece in self.pieces() {
+            if left == 0 {
+                break;
+            }
+            let part = piece.truncate(piece.len().min(left));
+            front.append(part);
+            left -= part.len();
+        }
+        self.advance(count);
+        Ok(front)
+    }
+
+    /// Drops the first `count` bytes: what is left is what a transfer that was cut short still has to do.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.bytes, "{count} bytes of a list of {}", self.bytes);
+        self.bytes -= count;
+        let mut left = count;
+        while left > 0 {
+            let start = self.start;
+            let piece = self.all()[start];
+            if piece.len() <= left {
+                left -= piece.len();
+                self.start += 1;
+            } else {
+                self.all_mut()[start] = piece.skip(left);
+                left = 0;
+            }
+        }
+    }
+
+    /// Copies the first `count` bytes of `from` into the first `count` bytes of this list.
+    ///
+    /// # Panics
+    /// When either has fewer bytes.
+    pub fn copy_from(&self, from: &Self, count: usize) {
+        assert!(
+            count <= self.bytes && count <= from.bytes,
+            "{count} bytes of {} and {}",
+            self.bytes,
+            from.bytes
+        );
+        let (mut targets, mut sources) = (self.pieces().iter().copied(), from.pieces().iter().copied());
+        let (mut target, mut source) = (IoVec::EMPTY, IoVec::EMPTY);
+        let mut left = count;
+        while left > 0 {
+            target = if target.len() == 0 { targets.next().expect("counted above") } else { target };
+            source = if source.len() == 0 { sources.next().expect("counted above") } else { source };
+            let now = left.min(target.len()).min(source.len());
+            // SAFETY: both pieces are mapped memory of at least `now` bytes, kept alive by their lists. They may
+            // overlap when a guest names one buffer twice, hence `copy` and not `copy_nonoverlapping`.
+            unsafe { std::ptr::copy(source.as_ptr(), target.as_ptr(), now) };
+            (target, source) = (target.skip(now), source.skip(now));
+            left -= now;
+        }
+    }
+
+    /// Writes `bytes` to the start of the memory, as far as it goes. Returns how many bytes that was.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        let mut left = bytes;
+        for piece in self.pieces() {
+            let (now, later) = left.split_at(left.len().min(piece.len()));
+            piece.copy_in(now);
+            left = later;
+        }
+        bytes.len() - left.len()
+    }
+
+    /// Sets all of the memory to zero.
+    pub fn zero(&self) {
+        for piece in self.pieces() {
+            // SAFETY: a piece is `len` bytes of mapped memory, kept alive by this list.
+            unsafe { piece.as_ptr().write_bytes(0, piece.len()) };
+        }
+    }
+
+    /// Whether every piece starts and ends at a multiple of `alignment`, a power of two.
+    #[must_use]
+    pub fn is_aligned(&self, alignment: usize) -> bool {
+        let mask = alignment - 1;
+        self.pieces().iter().all(|piece| (piece.as_ptr().addr() | piece.len()) & mask == 0)
+    }
+
+    /// How many pieces the first `count` bytes are in.
+    fn pieces_of(&self, count: usize) -> usize {
+        let mut left = count;
+        self.pieces()
+            .iter()
+            .take_while(|piece| {
+                let wanted = left > 0;
+                left = left.saturating_sub(piece.len());
+                wanted
+            })
+            .count()
+    }
+
+    /// Makes room for `piece`. False when the list is full.
+    fn reserve(&mut self, piece: IoVec, arena: &Arena) -> Result<bool, SgError> {
+        if self.merges(piece) || self.end < Self::INLINE {
+            return Ok(true);
+        }
+        if self.table.is_none() {
+            self.table = Some(kzalloc(arena, PAGE_SIZE, Gfp::Nowait)?);
+            let inline = self.inline;
+            self.all_mut()[..Self::INLINE].copy_from_slice(&inline);
+        }
+        Ok(self.end < Self::CAPACITY)
+    }
+
+    fn merges(&self, piece: IoVec) -> bool {
+        self.end > self.start && self.all()[self.end - 1].end() == piece.as_ptr().addr()
+    }
+
+    /// Appends a piece for which there is room.
+    fn append(&mut self, piece: IoVec) {
+        self.bytes += piece.len();
+        let end = self.end;
+        if self.merges(piece) {
+            let last = self.all()[end - 1];
+            self.all_mut()[end - 1] = Self::merged(last, piece);
+        } else {
+            self.all_mut()[end] = piece;
+            self.end += 1;
+        }
+    }
+
+    fn merged(first: IoVec, second: IoVec) -> IoVec {
+        IoVec(libc::iovec { iov_base: first.0.iov_base, iov_len: first.len() + second.len() })
+    }
+
+    fn all(&self) -> &[IoVec] {
+        match &self.table {
+            None => &self.inline,
+            // SAFETY: a table is one page, aligned to a page, zeroed when it was allocated (a valid IoVec), used
+            // by nothing but this list, and borrowed for as long as `self`.
+            Some(table) => unsafe {
+                std::slice::from_raw_parts(table.as_ptr().as_ptr().cast(), Self::CAPACITY)
+            },
+        }
+    }
+
+    fn all_mut(&mut self) -> &mut [IoVec] {
+        match &self.table {
+            None => &mut self.inline,
+            // SAFETY: as in `all`, and `self` is borrowed mutably.
+            Some(table) => unsafe {
+                std::slice::from_raw_parts_mut(table.as_ptr().as_ptr().cast(), Self::CAPACITY)
+            },
+        }
+    }
+}
+
+/// Why guest memory could not be appended.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+pub enum SgError {
+    /// The guest's mistake.
+    #[error(transparent)]
+    Address(#[from] BadAddress),
+    /// No page for a table of pieces.
+    #[error("no memory for a table of pieces")]
+    Memory(#[from] AllocError),
+}
+
+#[cfg(test)]
+mod tests;

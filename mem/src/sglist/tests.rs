@@ -1,0 +1,123 @@
+//! What a list of pieces promises.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::guest::GuestMem;
+use crate::region::{Region, RegionInfo};
+
+/// A file in memory of `pages` pages, each byte numbered.
+fn numbered(pages: usize) -> File {
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    let bytes: Vec<u8> = (0..=250u8).cycle().take(pages * PAGE_SIZE).collect();
+    file.write_all(&bytes).expect("room in the temporary directory");
+    file
+}
+
+fn region(guest_addr: u64, pages: usize) -> Region {
+    let info =
+        RegionInfo { guest_addr, size: (pages * PAGE_SIZE) as u64, user_addr: guest_addr, mmap_offset: 0 };
+    Region::map(info, numbered(pages)).expect("a good region")
+}
+
+/// Two adjacent regions of two pages, a hole, and a region of two pages.
+fn memory() -> MemPin {
+    let regions = vec![region(0x1000, 2), region(0x3000, 2), region(0x8000, 2)];
+    MemPin::new(Arc::new(GuestMem::new(regions).expect("disjoint")))
+}
+
+fn arena() -> Arena {
+    Arena::new(64 * PAGE_SIZE, 0).expect("64 pages")
+}
+
+fn contents(list: &SgList) -> Vec<u8> {
+    let mut all = Vec::new();
+    for piece in list.pieces() {
+        let mut bytes = vec![0; piece.len()];
+        piece.copy_out(&mut bytes);
+        all.extend(bytes);
+    }
+    all
+}
+
+#[test]
+fn a_range_over_two_regions_is_two_pieces() {
+    let mut list = SgList::new();
+    assert_eq!(list.push_guest(&memory(), 0x2ff0, 0x20, &arena()), Ok(0x20));
+    assert_eq!(list.pieces().iter().map(IoVec::len).collect::<Vec<_>>(), [0x10, 0x10]);
+}
+
+#[test]
+fn a_range_into_a_hole_is_an_error() {
+    for (addr, len) in [(0x4ff0, 0x20), (0x5000, 1), (0, 1), (0xa000, 1), (u64::MAX, 2)] {
+        let answer = SgList::new().push_guest(&memory(), addr, len, &arena());
+        assert!(matches!(answer, Err(SgError::Address(_))), "{len} bytes at {addr:#x}: {answer:?}");
+    }
+}
+
+#[test]
+fn neighbours_merge() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    for page in 0..2 {
+        list.push_guest(&pin, 0x1000 + page * 0x1000, 0x1000, &arena).expect("mapped");
+    }
+    assert_eq!((list.pieces().len(), list.bytes()), (1, 0x2000));
+}
+
+#[test]
+fn a_full_list_says_how_much_it_took() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    for i in 0..SgList::CAPACITY as u64 {
+        assert_eq!(list.push_guest(&pin, 0x1000 + 16 * i, 8, &arena), Ok(8), "piece {i}");
+    }
+    assert_eq!(list.push_guest(&pin, 0x8000, 8, &arena), Ok(0));
+    assert_eq!(list.pieces().len(), SgList::CAPACITY);
+}
+
+#[test]
+fn a_table_goes_back_to_its_arena() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    for i in 0..10 {
+        list.push_guest(&pin, 0x1000 + 16 * i, 8, &arena).expect("mapped");
+    }
+    assert_eq!(arena.available_pages(Gfp::Atomic), 63);
+    list.clear();
+    assert_eq!(arena.available_pages(Gfp::Atomic), 64);
+}
+
+fn fragments() -> impl Strategy<Value = Vec<(u64, usize)>> {
+    prop::collection::vec((0x1000..0x4000u64, 1..0x400usize), 1..40)
+}
+
+proptest! {
+    #[test]
+    fn splitting_and_advancing_keep_the_bytes_in_order(pieces in fragments(), cut in 0..1000usize) {
+        let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+        for (addr, len) in pieces {
+            list.push_guest(&pin, addr, len, &arena).expect("mapped");
+        }
+        let all = contents(&list);
+        let at = all.len() * cut / 1000;
+        let mut front = list.split_front(at, &arena, Gfp::Nowait).expect("64 pages");
+        prop_assert_eq!(contents(&front), &all[..at]);
+        prop_assert_eq!(contents(&list), &all[at..]);
+        prop_assert_eq!(front.bytes() + list.bytes(), all.len());
+        front.advance(at / 2);
+        prop_assert_eq!(contents(&front), &all[at / 2..at]);
+    }
+
+    #[test]
+    fn a_copy_is_the_same_bytes_whatever_the_pieces(pieces in fragments()) {
+        let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+        for (addr, len) in pieces {
+            list.push_guest(&pin, addr, len, &arena).expect("mapped");
+        }
+        let copy = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
+        copy.copy_from(&list, list.bytes());
+        prop_assert_eq!(contents(&copy), contents(&list));
+    }
+}

@@ -1,0 +1,103 @@
+//! A range of guest memory: pointer and length, with volatile copies; never `&[u8]`.
+//!
+//! The guest may write to its memory at any moment, so a reference into it would be undefined behaviour. All access
+//! is a copy in or out, and what is used more than once is copied out first. Ring indices are accessed with single
+//! 16-bit atomic operations (virtio 1.3, 2.7.6 and 2.7.13 ask for the barriers that the orderings give). No Linux
+//! counterpart.
+#![expect(unsafe_code, reason = "reads and writes memory that another process shares")]
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vm_memory::ByteValued;
+
+use crate::guest::MemPin;
+
+/// `len` bytes of guest memory, which stay mapped while this value lives.
+#[derive(Debug, Clone)]
+pub struct GuestSlice {
+    ptr: NonNull<u8>,
+    len: usize,
+    _pin: MemPin,
+}
+
+impl GuestSlice {
+    /// The range of `len` bytes at `ptr`.
+    ///
+    /// # Safety
+    /// The range must lie in one region of the memory that `pin` pins.
+    pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize, pin: MemPin) -> Self {
+        Self { ptr, len, _pin: pin }
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies out a value at `offset`, once; it may be torn if the guest writes meanwhile.
+    ///
+    /// # Panics
+    /// When the value does not lie in the range.
+    #[must_use]
+    pub fn read<T: ByteValued>(&self, offset: usize) -> T {
+        let source = self.at(offset, size_of::<T>());
+        let mut value = T::zeroed();
+        let target = std::ptr::from_mut(&mut value).cast::<u8>();
+        // SAFETY: `at` checked that the source has `size_of::<T>()` bytes, `value` is as long and ours alone, and
+        // T is plain data for which every pattern of bytes is valid (ByteValued).
+        unsafe { std::ptr::copy_nonoverlapping(source, target, size_of::<T>()) };
+        value
+    }
+
+    /// Writes a value at `offset`.
+    ///
+    /// # Panics
+    /// When the value does not lie in the range.
+    pub fn write<T: ByteValued>(&self, offset: usize, value: T) {
+        let target = self.at(offset, size_of::<T>());
+        let source = std::ptr::from_ref(&value).cast::<u8>();
+        // SAFETY: `at` checked that the target has `size_of::<T>()` bytes of mapped memory; `value` is as long.
+        unsafe { std::ptr::copy_nonoverlapping(source, target, size_of::<T>()) };
+    }
+
+    /// Loads the little-endian 16-bit number at `offset`, atomically.
+    ///
+    /// # Panics
+    /// When it does not lie in the range or is not aligned.
+    #[must_use]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
+        u16::from_le(self.atomic(offset).load(order))
+    }
+
+    /// Stores the little-endian 16-bit number at `offset`, atomically.
+    ///
+    /// # Panics
+    /// When it does not lie in the range or is not aligned.
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        self.atomic(offset).store(value.to_le(), order);
+    }
+
+    /// The address of the `size` bytes at `offset`.
+    fn at(&self, offset: usize, size: usize) -> *mut u8 {
+        let end = offset.checked_add(size).expect("an offset into a slice is small");
+        assert!(end <= self.len, "bytes {offset}..{end} of a slice of {}", self.len);
+        // SAFETY: offset <= len, and the range [ptr, ptr + len) is one mapped region's part (`new`).
+        unsafe { self.ptr.as_ptr().add(offset) }
+    }
+
+    fn atomic(&self, offset: usize) -> &AtomicU16 {
+        let ptr = self.at(offset, size_of::<u16>()).cast::<u16>();
+        assert!(ptr.is_aligned(), "the 16-bit number at {offset} is not aligned");
+        // SAFETY: in range (`at`), aligned, mapped while `self` lives. It is only ever accessed atomically here; the
+        // other process is outside of Rust's memory model and does single 16-bit accesses by virtio's rules.
+        unsafe { AtomicU16::from_ptr(ptr) }
+    }
+}
