@@ -36,12 +36,12 @@ static const char *after(const char *text, const char *prefix)
     return text;
 }
 
-/* The value of the word `subject``key`=value, or NULL. */
+/* The value of the word sluice.SUBJECTKEY=VALUE, or NULL. */
 static const char *find(const char *subject, const char *key)
 {
     const char *word = command_line;
     while (*word != '\0') {
-        const char *value = after(after(after(word, subject), key), "=");
+        const char *value = after(after(after(after(word, "sluice."), subject), key), "=");
         if (value != NULL)
             return value;
         while (*word != '\0' && *word++ != ' ')
@@ -52,7 +52,7 @@ static const char *find(const char *subject, const char *key)
 
 static const char *find_of_disk(unsigned index, const char *key)
 {
-    char subject[] = "disk0/";
+    char subject[] = "disk0.";
     subject[4] = (char)('0' + index);
     return find(subject, key);
 }
