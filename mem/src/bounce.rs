@@ -35,14 +35,14 @@ impl Bounce {
         &self.pages
     }
 
-    /// Copies in what is to be written.
-    pub fn copy_in(&self, from: &SgList) {
-        self.pages.copy_from(from, self.pages.bytes());
+    /// Copies in all of `from`, which is to be written, at `offset`.
+    pub fn copy_in(&self, offset: usize, from: &SgList) {
+        self.pages.copy_from(offset, from, from.bytes());
     }
 
     /// Copies out the first `count` bytes, which were read.
     pub fn copy_out(&self, to: &SgList, count: usize) {
-        to.copy_from(&self.pages, count);
+        to.copy_from(0, &self.pages, count);
     }
 
     /// Drops the first `count` bytes, which are done.

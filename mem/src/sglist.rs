@@ -243,23 +243,32 @@ impl SgList {
         }
     }
 
-    /// Copies the first `count` bytes of `from` into the first `count` bytes of this list.
+    /// Copies the first `count` bytes of `from` to this list's bytes from `skip` on.
     ///
     /// # Panics
     /// When either has fewer bytes.
-    pub fn copy_from(&self, from: &Self, count: usize) {
+    pub fn copy_from(&self, skip: usize, from: &Self, count: usize) {
+        let end = skip.checked_add(count).expect("lists are small");
         assert!(
-            count <= self.bytes && count <= from.bytes,
-            "{count} bytes of {} and {}",
+            end <= self.bytes && count <= from.bytes,
+            "{skip}+{count} bytes of {} and {}",
             self.bytes,
             from.bytes
         );
         let (mut targets, mut sources) = (self.pieces().iter().copied(), from.pieces().iter().copied());
         let (mut target, mut source) = (IoVec::EMPTY, IoVec::EMPTY);
-        let mut left = count;
+        let (mut left_out, mut left) = (skip, count);
         while left > 0 {
-            target = if target.len() == 0 { targets.next().expect("counted above") } else { target };
-            source = if source.len() == 0 { sources.next().expect("counted above") } else { source };
+            if target.len() == 0 {
+                target = targets.next().expect("counted above");
+                let out = left_out.min(target.len());
+                target = target.skip(out);
+                left_out -= out;
+                continue;
+            }
+            if source.len() == 0 {
+                source = sources.next().expect("counted above");
+            }
             let now = left.min(target.len()).min(source.len());
             // SAFETY: both pieces are mapped memory of at least `now` bytes, kept alive by their lists. They may
             // overlap when a guest names one buffer twice, hence `copy` and not `copy_nonoverlapping`.

@@ -117,7 +117,12 @@ proptest! {
             list.push_guest(&pin, addr, len, &arena).expect("mapped");
         }
         let copy = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
-        copy.copy_from(&list, list.bytes());
+        copy.copy_from(0, &list, list.bytes());
         prop_assert_eq!(contents(&copy), contents(&list));
+        let skip = list.bytes() / 3;
+        let shifted = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
+        shifted.copy_from(skip, &list, list.bytes() - skip);
+        prop_assert_eq!(&contents(&shifted)[skip..], &contents(&list)[..list.bytes() - skip]);
+        prop_assert!(contents(&shifted)[..skip].iter().all(|byte| *byte == 0));
     }
 }

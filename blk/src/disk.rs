@@ -1,0 +1,220 @@
+//! An opened disk: a file or block device, its capacity, identity and limits (Linux: `struct gendisk`).
+//!
+//! Opening finds out everything once: how the file takes direct I/O (statx's `STATX_DIOALIGN`), the block sizes, who
+//! the disk is. After that a disk does not change; each queue gets an [`Engine`] of its own on it.
+
+mod identity;
+mod open;
+mod topology;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use self::open::DiskError;
+use crate::engine::ring::Ring;
+use crate::engine::sync::SyncEngine;
+use crate::engine::uring::UringEngine;
+use crate::engine::{Backing, Engine};
+use crate::limits::QueueLimits;
+use crate::sector::Sector;
+
+/// How the host's page cache and the disk's write cache are used: QEMU's words, with QEMU's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// Direct I/O; the guest has to flush.
+    None,
+    /// The host's page cache; the guest has to flush.
+    Writeback,
+    /// The host's page cache; each write is durable when it completes.
+    Writethrough,
+    /// Direct I/O; each write is durable when it completes.
+    Directsync,
+    /// The host's page cache, and flushes are ignored: a power failure loses data.
+    Unsafe,
+}
+
+impl Cache {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 5] =
+        [Self::None, Self::Writeback, Self::Writethrough, Self::Directsync, Self::Unsafe];
+
+    /// Whether the page cache is bypassed.
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// Whether writes are durable when they complete, unless the guest says otherwise.
+    #[must_use]
+    pub fn is_writethrough(self) -> bool {
+        matches!(self, Self::Writethrough | Self::Directsync)
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Writeback => "writeback",
+            Self::Writethrough => "writethrough",
+            Self::Directsync => "directsync",
+            Self::Unsafe => "unsafe",
+        }
+    }
+}
+
+impl fmt::Display for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+/// A word that is none of those expected.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[error("\"{word}\" is none of {expected}")]
+pub struct UnknownWord {
+    word: String,
+    expected: &'static str,
+}
+
+impl FromStr for Cache {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let expected = "none, writeback, writethrough, directsync, unsafe";
+        let found = Self::ALL.into_iter().find(|cache| cache.word() == word);
+        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected })
+    }
+}
+
+/// Which engine moves the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// io_uring.
+    #[default]
+    Uring,
+    /// preadv and pwritev, in the queue's thread.
+    Sync,
+}
+
+impl EngineKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Uring, Self::Sync];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl FromStr for EngineKind {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let found = Self::ALL.into_iter().find(|kind| kind.word() == word);
+        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected: "uring, sync" })
+    }
+}
+
+/// What a disk shall be.
+#[derive(Debug, Clone)]
+pub struct DiskOptions {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Open it for reading only.
+    pub read_only: bool,
+    /// How caches are used. `None`: direct I/O where the file takes it, else [`Cache::Writeback`].
+    pub cache: Option<Cache>,
+    /// Which engine moves the data.
+    pub engine: EngineKind,
+    /// The logical block size that the guest sees: 512 or 4096. `None`: what the disk has.
+    pub logical_block_size: Option<u32>,
+}
+
+/// An opened disk.
+#[derive(Debug)]
+pub struct Disk {
+    backing: Arc<Backing>,
+    path: PathBuf,
+    capacity: Sector,
+    limits: QueueLimits,
+    cache: Cache,
+    read_only: bool,
+    engine: EngineKind,
+    identity: String,
+}
+
+impl Disk {
+    /// Opens a disk and finds out what it can take.
+    ///
+    /// # Errors
+    /// [`DiskError`], which names the path and what to do.
+    pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
+        open::open(options)
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// How many sectors it has.
+    #[must_use]
+    pub fn capacity(&self) -> Sector {
+        self.capacity
+    }
+
+    /// What it can take.
+    #[must_use]
+    pub fn limits(&self) -> &QueueLimits {
+        &self.limits
+    }
+
+    /// How caches are used, as it was asked for or chosen.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        self.cache
+    }
+
+    /// Whether it can only be read.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Which engine moves its data.
+    #[must_use]
+    pub fn engine_kind(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// Who it is: at most 20 bytes of ASCII, derived from the file's path, different for different files.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.identity
+    }
+
+    /// An engine with room for `depth` requests, for a queue on the calling thread. `ring` is the thread's, where it
+    /// has one.
+    ///
+    /// # Errors
+    /// When the disk wants io_uring and the thread has no ring, or the ring no room.
+    pub fn engine(&self, depth: u16, ring: Option<&Ring>) -> io::Result<Box<dyn Engine>> {
+        let backing = Arc::clone(&self.backing);
+        match (self.engine, ring) {
+            (EngineKind::Sync, _) => Ok(Box::new(SyncEngine::new(backing, depth))),
+            (EngineKind::Uring, Some(ring)) => Ok(Box::new(UringEngine::new(backing, depth, ring)?)),
+            (EngineKind::Uring, None) => Err(io::Error::other("io_uring is not available on this host")),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Opening a disk: the checks, the choice of the cache mode, and what to say when it does not work.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::topology::{self, Topology};
+use super::{Backing, Cache, Disk, DiskOptions, identity};
+use crate::limits::QueueLimits;
+use crate::sector::{SECTOR_SIZE, Sector};
+
+/// Why a disk cannot be served. All of these are the host's matter: a wrong option, or a file that is not as it
+/// should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The file is missing, forbidden, or the like.
+    #[error("cannot open {} for {}{}", path.display(), access(*read_only), hint(source, *read_only))]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Whether it was to be opened for reading only.
+        read_only: bool,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is neither a file nor a block device.
+    #[error("{} is a {kind}: a disk is a regular file or a block device", path.display())]
+    Kind {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The cache mode wants direct I/O, and the file does not take it.
+    #[error("{} does not take direct I/O, which cache={cache} needs: use cache=writeback or cache=writethrough", path.display())]
+    NoDirectIo {
+        /// The file.
+        path: PathBuf,
+        /// The mode that was asked for.
+        cache: Cache,
+    },
+    /// Blocks smaller than what the disk addresses.
+    #[error(
+        "{} is addressed in blocks of {disk} bytes{why}, so its logical block size cannot be {asked}: leave it out, or use a cache mode without direct I/O (cache=writeback)",
+        path.display()
+    )]
+    BlockSize {
+        /// The file.
+        path: PathBuf,
+        /// The logical block size that was asked for.
+        asked: u32,
+        /// The smallest that is possible.
+        disk: u32,
+        /// Where that comes from.
+        why: &'static str,
+    },
+    /// A block size that does not exist.
+    #[error("a logical block size of {asked} bytes does not exist: 512 and 4096 do")]
+    OddBlockSize {
+        /// What was asked for.
+        asked: u32,
+    },
+    /// The size is not whole blocks, so its end could not be addressed.
+    #[error("{} has {size} bytes, which is not a multiple of its block size of {block}: make it longer with `truncate -s %{block}`", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The logical block size.
+        block: u32,
+    },
+    /// There is nothing to serve.
+    #[error("{} is empty: give it a size with `truncate -s 1G`", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system does not tell about the file.
+    #[error("cannot find out about {}", path.display())]
+    Query {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "reading" } else { "reading and writing" }
+}
+
+fn hint(error: &io::Error, read_only: bool) -> &'static str {
+    let forbidden =
+        matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
+    if forbidden && !read_only { " (to serve it read-only, say so)" } else { "" }
+}
+
+pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
+    let path = &options.path;
+    let query = |source| DiskError::Query { path: path.clone(), source };
+    let is_block = check_kind(options)?;
+    let (file, cache, dma_alignment, addressed) = open_file(options, is_block)?;
+    let topology = topology::topology(&file, is_block).map_err(query)?;
+    let logical = choose_block(options, topology, addressed)?;
+    let limits = topology::limits(topology, logical, dma_alignment);
+    let capacity = capacity(path, &file, &limits)?;
+    let canonical = path.canonicalize().map_err(query)?;
+    Ok(Disk {
+        backing: Arc::new(Backing { file, is_block }),
+        path: path.clone(),
+        capacity,
+        limits,
+        cache,
+        read_only: options.read_only,
+        engine: options.engine,
+        identity: identity::serial(&canonical),
+    })
+}
+
+/// Whether the path is a block device. Asked before it is opened: opening a pipe would wait for a writer.
+fn check_kind(options: &DiskOptions) -> Result<bool, DiskError> {
+    let path = &options.path;
+    let kind = std::fs::metadata(path)
+        .map_err(|source| DiskError::Open { path: path.clone(), read_only: options.read_only, source })?
+        .file_type();
+    let wrong = |kind| Err(DiskError::Kind { path: path.clone(), kind });
+    match kind {
+        kind if kind.is_file() => Ok(false),
+        kind if kind.is_block_device() => Ok(true),
+        kind if kind.is_dir() => wrong("directory"),
+        kind if kind.is_fifo() => wrong("pipe"),
+        kind if kind.is_socket() => wrong("socket"),
+        _ => wrong("character device"),
+    }
+}
+
+/// Opens the file with the cache mode that was asked for or that suits it. Returns it with the mode, the alignment of
+/// memory, and the unit in which the file is addressed.
+fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, u32, u32), DiskError> {
+    let path = &options.path;
+    if options.cache.is_none_or(Cache::is_direct) {
+        let cache = options.cache.unwrap_or(Cache::None);
+        if let Some((file, align)) = open_direct(options, is_block)? {
+            return Ok((file, cache, align.memory, align.offset));
+        }
+        if options.cache.is_some() {
+            return Err(DiskError::NoDirectIo { path: path.clone(), cache });
+        }
+    }
+    let cache = options.cache.unwrap_or(Cache::Writeback);
+    let file = open_flags(options, 0).map_err(|source| DiskError::Open {
+        path: path.clone(),
+        read_only: options.read_only,
+        source,
+    })?;
+    Ok((file, cache, 1, 1))
+}
+
+/// The file opened for direct I/O, and what that asks for; `None` when it does not take any.
+fn open_direct(
+    options: &DiskOptions,
+    is_block: bool,
+) -> Result<Option<(File, topology::DioAlign)>, DiskError> {
+    let path = || options.path.clone();
+    let file = match open_flags(options, libc::O_DIRECT) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
+        Err(source) => return Err(DiskError::Open { path: path(), read_only: options.read_only, source }),
+    };
+    let align =
+        topology::dio_align(&file, is_block).map_err(|source| DiskError::Query { path: path(), source })?;
+    // More than a block of 4096 bytes cannot be told to a guest.
+    Ok(align.filter(|align| align.offset <= 4096 && align.memory <= 4096).map(|align| (file, align)))
+}
+
+fn open_flags(options: &DiskOptions, flags: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags | libc::O_CLOEXEC)
+        .open(&options.path)
+}
+
+/// The logical block size that the guest will see.
+fn choose_block(options: &DiskOptions, topology: Topology, addressed: u32) -> Result<u32, DiskError> {
+    let smallest = topology.logical.max(addressed).max(512);
+    let Some(asked) = options.logical_block_size else { return Ok(smallest) };
+    if !matches!(asked, 512 | 4096) {
+        return Err(DiskError::OddBlockSize { asked });
+    }
+    if asked < smallest {
+        let why = if topology.logical < smallest { " by direct I/O" } else { "" };
+        return Err(DiskError::BlockSize { path: options.path.clone(), asked, disk: smallest, why });
+    }
+    Ok(asked)
+}
+
+fn capacity(path: &Path, file: &File, limits: &QueueLimits) -> Result<Sector, DiskError> {
+    let path = || path.to_owned();
+    let mut file: &File = file;
+    let size = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Query { path: path(), source })?;
+    let block = limits.logical_block_size;
+    if size == 0 {
+        return Err(DiskError::Empty { path: path() });
+    }
+    if !size.is_multiple_of(u64::from(block)) {
+        return Err(DiskError::Size { path: path(), size, block });
+    }
+    Ok(Sector(size / SECTOR_SIZE))
+}

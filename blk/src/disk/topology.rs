@@ -1,0 +1,93 @@
+//! What a file or block device can take: block sizes, direct I/O alignment, preferred transfer sizes.
+//!
+//! Direct I/O alignment comes from statx(2) (`STATX_DIOALIGN`, Linux 6.1), and where a file system does not say, from
+//! the block size. The rest comes from `BLKSSZGET`, `BLKPBSZGET` and sysfs for block devices, and from `st_blksize`
+//! for files.
+
+use std::fs::File;
+use std::io;
+
+use rustix::fs::{AtFlags, Statx, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
+
+use crate::limits::QueueLimits;
+
+/// What direct I/O on a file asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DioAlign {
+    /// What addresses and lengths in memory must be multiples of.
+    pub(super) memory: u32,
+    /// What offsets and lengths on the disk must be multiples of.
+    pub(super) offset: u32,
+}
+
+/// Block sizes as the host knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Topology {
+    pub(super) logical: u32,
+    pub(super) physical: u32,
+    pub(super) io_min: u32,
+    pub(super) io_opt: u32,
+    pub(super) discard_granularity: u32,
+}
+
+/// What direct I/O on `file` asks for; `None` when it takes none.
+pub(super) fn dio_align(file: &File, is_block: bool) -> io::Result<Option<DioAlign>> {
+    let stat = stat(file)?;
+    if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 {
+        let align = DioAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align };
+        return Ok((align.memory != 0 && align.offset != 0).then_some(align));
+    }
+    // An older kernel, or a file system that does not say. The block size is what the manual asks for.
+    let block = if is_block { ioctl_blksszget(file)? } else { stat.stx_blksize.clamp(512, 4096) };
+    Ok(Some(DioAlign { memory: block, offset: block }))
+}
+
+/// The block sizes of `file`.
+pub(super) fn topology(file: &File, is_block: bool) -> io::Result<Topology> {
+    let stat = stat(file)?;
+    if !is_block {
+        let block = stat.stx_blksize.clamp(512, 65536).next_power_of_two();
+        return Ok(Topology {
+            logical: 512,
+            physical: block.min(4096),
+            io_min: block,
+            io_opt: 0,
+            discard_granularity: block,
+        });
+    }
+    let (logical, physical) = (ioctl_blksszget(file)?, ioctl_blkpbszget(file)?);
+    let queue = |name| sysfs(&stat, name);
+    Ok(Topology {
+        logical,
+        physical: physical.max(logical),
+        io_min: queue("minimum_io_size").unwrap_or(logical),
+        io_opt: queue("optimal_io_size").unwrap_or(0),
+        discard_granularity: queue("discard_granularity").filter(|n| *n != 0).unwrap_or(logical),
+    })
+}
+
+/// The limits of a disk with blocks of `logical` bytes as the guest sees them.
+pub(super) fn limits(topology: Topology, logical: u32, dma_alignment: u32) -> QueueLimits {
+    QueueLimits {
+        logical_block_size: logical,
+        physical_block_size: topology.physical.max(logical),
+        io_min: topology.io_min.max(logical),
+        io_opt: topology.io_opt,
+        dma_alignment,
+        discard_granularity: topology.discard_granularity.max(logical),
+        ..QueueLimits::default()
+    }
+}
+
+fn stat(file: &File) -> io::Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH;
+    let want = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+    Ok(statx(file, "", flags, want)?)
+}
+
+/// A number that the kernel shows of a block device's queue; a partition shows its disk's.
+fn sysfs(stat: &Statx, name: &str) -> Option<u32> {
+    let device = format!("/sys/dev/block/{}:{}", stat.stx_rdev_major, stat.stx_rdev_minor);
+    let read = |queue: &str| std::fs::read_to_string(format!("{device}/{queue}/{name}")).ok();
+    read("queue").or_else(|| read("../queue"))?.trim().parse().ok()
+}

@@ -1,0 +1,227 @@
+//! A thread's io_uring, shared by everything that waits on that thread.
+//!
+//! One ring per thread, one system call per batch, however many queues and event fds the thread serves: each of them
+//! is a [`Client`] with completions of its own. The ring is set up as its use allows: one thread submits
+//! (`SINGLE_ISSUER`), completions are posted when that thread asks for them (`DEFER_TASKRUN`, `TASKRUN_FLAG`), and a
+//! failed submission does not hold up the rest (`SUBMIT_ALL`). Kernels before 6.1 get a plain ring.
+#![expect(unsafe_code, reason = "puts entries into the kernel's submission ring")]
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use io_uring::{IoUring, cqueue, squeue};
+use rustix::process::{Resource, getrlimit};
+
+/// What became of one entry.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// The number that the client gave to the entry.
+    pub token: u32,
+    /// What the system call would have returned: a count, or an error as a negative number.
+    pub result: i32,
+    /// Whether more events of the same entry will come (multishot).
+    pub more: bool,
+}
+
+/// A thread's ring. Cloning gives another handle to it.
+#[derive(Clone)]
+pub struct Ring(Rc<RefCell<Inner>>);
+
+struct Inner {
+    uring: IoUring,
+    /// Events that have come and were not yet taken, by client.
+    events: Vec<VecDeque<Event>>,
+    free_slots: Vec<u32>,
+    clients_max: u32,
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
+    }
+}
+
+impl Ring {
+    /// How many clients, and so registered files, a ring has at most; fewer where RLIMIT_NOFILE is lower, which
+    /// bounds the kernel's table of files.
+    const CLIENTS_MAX: u32 = 1024;
+
+    /// A ring for the calling thread with room for `entries` submissions between two [`Ring::enter`]s; more are
+    /// possible and cost a system call.
+    ///
+    /// # Errors
+    /// When the kernel has no io_uring or does not allow it.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(entries.saturating_mul(4))
+            .setup_clamp()
+            .build(entries)
+            .or_else(|_| IoUring::builder().setup_cqsize(entries.saturating_mul(4)).build(entries))?;
+        let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let clients_max = Self::CLIENTS_MAX.min(u32::try_from(files_max).unwrap_or(u32::MAX));
+        uring.submitter().register_files_sparse(clients_max)?;
+        let inner = Inner { uring, events: Vec::new(), free_slots: Vec::new(), clients_max };
+        Ok(Self(Rc::new(RefCell::new(inner))))
+    }
+
+    /// A new client of this ring, which may have up to `depth` events waiting without allocating.
+    ///
+    /// # Errors
+    /// When there are as many already as the ring can have.
+    pub fn client(&self, depth: usize) -> io::Result<Client> {
+        let mut inner = self.0.borrow_mut();
+        let slot = match inner.free_slots.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(inner.events.len()).unwrap_or(u32::MAX);
+                if slot >= inner.clients_max {
+                    return Err(io::Error::other(format!(
+                        "a ring has at most {} clients",
+                        inner.clients_max
+                    )));
+                }
+                inner.events.push(VecDeque::new());
+                slot
+            }
+        };
+        let events = &mut inner.events[slot as usize];
+        events.clear();
+        events.reserve(depth);
+        Ok(Client { ring: self.clone(), slot, in_kernel: 0 })
+    }
+
+    /// Submits what was pushed and collects what has finished. With `wait`, not before something has.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) says, but for interruptions and a momentary lack of memory.
+    pub fn enter(&self, wait: bool) -> io::Result<()> {
+        self.0.borrow_mut().enter(wait)
+    }
+}
+
+impl Inner {
+    fn enter(&mut self, wait: bool) -> io::Result<()> {
+        // What is there already needs no waiting.
+        let want = usize::from(wait && self.uring.completion().is_empty());
+        let needed = {
+            let submission = self.uring.submission();
+            want > 0 || !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+        };
+        if needed {
+            match self.uring.submit_and_wait(want) {
+                Ok(_) => {}
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                // Completions are to be taken first, or memory is short for a moment: the caller comes again.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.collect();
+        Ok(())
+    }
+
+    fn collect(&mut self) {
+        for entry in self.uring.completion() {
+            let (slot, token) = split_user_data(entry.user_data());
+            let event = Event { token, result: entry.result(), more: cqueue::more(entry.flags()) };
+            self.events[slot as usize].push_back(event);
+        }
+    }
+}
+
+fn split_user_data(user_data: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = user_data.to_be_bytes();
+    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+/// A user of a ring: pushes entries and takes their events.
+///
+/// Dropping it waits until none of its entries is in the kernel any more.
+#[derive(Debug)]
+pub struct Client {
+    ring: Ring,
+    slot: u32,
+    in_kernel: usize,
+}
+
+impl Client {
+    /// The number under which this client's file is registered.
+    #[must_use]
+    pub fn file_slot(&self) -> io_uring::types::Fixed {
+        io_uring::types::Fixed(self.slot)
+    }
+
+    /// Registers the file that [`Client::file_slot`] stands for.
+    ///
+    /// # Errors
+    /// What io_uring_register(2) says.
+    pub fn register_file(&self, fd: RawFd) -> io::Result<()> {
+        self.ring.0.borrow().uring.submitter().register_files_update(self.slot, &[fd]).map(|_| ())
+    }
+
+    /// Pushes an entry, whose events will carry `token`. It reaches the kernel with the next [`Ring::enter`].
+    ///
+    /// # Errors
+    /// When the submission ring is full and the kernel takes nothing from it.
+    ///
+    /// # Safety
+    /// What the entry points to must stay valid until its last event was taken.
+    pub unsafe fn push(&mut self, entry: squeue::Entry, token: u32) -> io::Result<()> {
+        let entry = entry.user_data(u64::from(self.slot) << 32 | u64::from(token));
+        let mut inner = self.ring.0.borrow_mut();
+        if inner.uring.submission().is_full() {
+            inner.enter(false)?;
+        }
+        // SAFETY: the caller vouches for what the entry points to.
+        let pushed = unsafe { inner.uring.submission().push(&entry) };
+        pushed.map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        self.in_kernel += 1;
+        Ok(())
+    }
+
+    /// Takes the next event.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let event = self.ring.0.borrow_mut().events[self.slot as usize].pop_front()?;
+        if !event.more {
+            self.in_kernel -= 1;
+        }
+        Some(event)
+    }
+
+    /// How many entries have not had their last event.
+    #[must_use]
+    pub fn in_kernel(&self) -> usize {
+        self.in_kernel
+    }
+
+    /// Waits until something finishes, this client's or another's.
+    ///
+    /// # Errors
+    /// What [`Ring::enter`] says.
+    pub fn wait(&self) -> io::Result<()> {
+        self.ring.enter(true)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        while self.in_kernel > 0 {
+            if self.next_event().is_none() && self.wait().is_err() {
+                // The kernel does not tell any more what it still has: the memory must stay.
+                log::error!("a ring failed with {} entries in flight: stopping", self.in_kernel);
+                std::process::abort();
+            }
+        }
+        let mut inner = self.ring.0.borrow_mut();
+        let unregistered = inner.uring.submitter().register_files_update(self.slot, &[-1]);
+        debug_assert!(unregistered.is_ok(), "a slot of the file table can be emptied");
+        inner.free_slots.push(self.slot);
+    }
+}

@@ -1,0 +1,55 @@
+//! What a disk can take (Linux: `struct queue_limits`).
+//!
+//! The limits are advertised to the guest, so that its own block layer has cut its I/O already; [`crate::split`] is
+//! the backstop for a guest that did not. Found out when the disk is opened, constant afterwards.
+
+use sluice_mem::bounce::Bounce;
+use sluice_mem::sglist::SgList;
+
+/// What a disk can take in one request, and what it prefers. All sizes are in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// The unit of addressing: every transfer is whole blocks. 512 or 4096.
+    pub logical_block_size: u32,
+    /// What the disk writes without reading first. A power of two, at least the logical block.
+    pub physical_block_size: u32,
+    /// The preferred smallest transfer.
+    pub io_min: u32,
+    /// The preferred largest transfer, 0 when there is no preference.
+    pub io_opt: u32,
+    /// What addresses and lengths in memory must be multiples of; 1 when anything goes (Linux:
+    /// `dma_alignment + 1`).
+    pub dma_alignment: u32,
+    /// The most pieces of memory in one request.
+    pub max_segments: usize,
+    /// The most bytes in one request.
+    pub max_bytes: u32,
+    /// The unit in which space is given back.
+    pub discard_granularity: u32,
+}
+
+impl QueueLimits {
+    /// The most pieces of memory in one request: what a bio holds.
+    pub const SEGMENTS_MAX: usize = SgList::CAPACITY;
+
+    /// The most bytes in one request: what a bounce buffer holds.
+    pub const BYTES_MAX: u32 = 1024 * 1024;
+}
+
+const _: () = assert!(QueueLimits::BYTES_MAX as usize == Bounce::BYTES_MAX);
+
+impl Default for QueueLimits {
+    /// A file in the page cache: any memory, blocks of 512 bytes.
+    fn default() -> Self {
+        Self {
+            logical_block_size: 512,
+            physical_block_size: 512,
+            io_min: 512,
+            io_opt: 0,
+            dma_alignment: 1,
+            max_segments: Self::SEGMENTS_MAX,
+            max_bytes: Self::BYTES_MAX,
+            discard_granularity: 512,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Requests: what an engine is asked to do, with the memory and the bio it belongs to.
+//!
+//! A [`Request`] (Linux: `struct request`) owns its bio, and where the disk cannot take the bio's memory a bounce
+//! buffer that stands in for it. It moves into the engine and comes back from it with a result; in between nobody
+//! else can touch what the kernel may be writing to.
+
+use sluice_mem::bounce::Bounce;
+use sluice_mem::sglist::SgList;
+
+use crate::bio::Bio;
+
+/// What an engine does. The offset and length are the request's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Disk to memory.
+    Read,
+    /// Memory to disk; with `dsync` durable on completion.
+    Write {
+        /// Durable on completion.
+        dsync: bool,
+    },
+    /// Make what is written durable.
+    Sync,
+    /// Give the range's space back; its contents do not matter.
+    Discard,
+    /// Make the range read as zeroes; with `unmap` its space is given back.
+    Zero {
+        /// Give the space back.
+        unmap: bool,
+    },
+}
+
+/// A number that one request of a queue has while it is in flight (Linux: the tag of blk-mq).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag(u16);
+
+impl Tag {
+    /// The number, below the depth of the tag set.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// The tags of a queue: how many requests an engine has at a time.
+#[derive(Debug)]
+pub struct TagSet {
+    free: Vec<Tag>,
+    depth: u16,
+}
+
+impl TagSet {
+    /// `depth` tags.
+    #[must_use]
+    pub fn new(depth: u16) -> Self {
+        Self { free: (0..depth).rev().map(Tag).collect(), depth }
+    }
+
+    /// A tag, or `None` while all are in flight.
+    pub fn try_take(&mut self) -> Option<Tag> {
+        self.free.pop()
+    }
+
+    /// Returns a tag.
+    ///
+    /// # Panics
+    /// When more come back than were given.
+    pub fn put(&mut self, tag: Tag) {
+        assert!(self.free.len() < usize::from(self.depth), "tag {} came back twice", tag.0);
+        self.free.push(tag);
+    }
+
+    /// Whether there is one to take.
+    #[must_use]
+    pub fn available(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// How many are in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.depth) - self.free.len()
+    }
+}
+
+/// How a chain of bios ended (Linux: `blk_status_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// All of it was done.
+    Ok,
+    /// Some of it failed.
+    IoErr,
+    /// The disk does not do such things.
+    NotSupp,
+}
+
+/// What an engine says of a request: how many bytes it moved, or the system's error.
+pub type IoResult = Result<u32, rustix::io::Errno>;
+
+/// One operation for an engine.
+#[derive(Debug)]
+pub struct Request {
+    tag: Tag,
+    pub(crate) command: Command,
+    /// The bios that the operation does, one after the other on the disk. More than one only with `bounce`.
+    bios: Box<Bio>,
+    len: u64,
+    bounce: Option<Bounce>,
+    /// How often in a row the engine said "again" without moving a byte.
+    pub(crate) retries: u8,
+}
+
+impl Request {
+    /// A request for `bios`, whose memory is that of the only bio, or of `bounce`.
+    pub(crate) fn new(tag: Tag, command: Command, bios: Box<Bio>, bounce: Option<Bounce>) -> Self {
+        debug_assert!(bios.next.is_none() || bounce.is_some());
+        let len = bios.list().map(|bio| bio.range.len()).sum();
+        Self { tag, command, bios, len, bounce, retries: 0 }
+    }
+
+    /// Its number among the requests in flight.
+    #[must_use]
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// What shall be done.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        self.command
+    }
+
+    /// Where on the disk it starts, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.bios.range.offset()
+    }
+
+    /// How many bytes of the disk it concerns. 0 for [`Command::Sync`] of a flush.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a request is never empty, a flush has no range")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The memory that the disk shall use: `len` bytes for reads and writes. What its pieces point to is valid while
+    /// the request lives; the array of pieces itself only while the request is not moved either.
+    #[must_use]
+    pub fn sg(&self) -> &SgList {
+        self.bounce.as_ref().map_or(&self.bios.sg, Bounce::pages)
+    }
+
+    /// The first bio that is not done.
+    pub(crate) fn bio(&self) -> &Bio {
+        &self.bios
+    }
+
+    /// The first `count` bytes are done: they are copied out where that is due. Returns a bio that is done with them
+    /// and not the last: to be called again with what is left of `count` until it returns none.
+    pub(crate) fn advance(&mut self, count: &mut u32) -> Option<Box<Bio>> {
+        let now = u32::try_from(self.bios.range.len()).unwrap_or(u32::MAX).min(*count);
+        let done = self.bios.range.take_front(u64::from(now)).len();
+        *count -= now;
+        self.len -= done;
+        if let Some(bounce) = &mut self.bounce {
+            if self.command == Command::Read {
+                bounce.copy_out(&self.bios.sg, now as usize);
+            }
+            bounce.advance(now as usize);
+        }
+        if !self.bios.zero_by_writing {
+            self.bios.sg.advance(now as usize);
+        }
+        let next = self.bios.next.take_if(|_| self.bios.range.len() == 0)?;
+        Some(std::mem::replace(&mut self.bios, next))
+    }
+
+    /// The tag, and the bios that are not done.
+    pub(crate) fn into_parts(self) -> (Tag, Box<Bio>) {
+        (self.tag, self.bios)
+    }
+}

@@ -1,0 +1,60 @@
+//! Counters of a queue (Linux: `/sys/block/*/stat`).
+//!
+//! Written by the queue's thread alone, with plain stores; read by anyone at any time. Each number is exact, but
+//! two numbers need not be of the same moment.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::split::BounceReason;
+
+/// A number that one thread counts and others may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only the thread that owns the counter may call it, hence no read-modify-write operation.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+
+    /// The number now.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a queue has done since it was made.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Chains that were completed, whatever their status.
+    pub chains: Counter,
+    /// Chains that failed.
+    pub failed: Counter,
+    /// Bytes that were read from the disk.
+    pub bytes_read: Counter,
+    /// Bytes that were written to the disk.
+    pub bytes_written: Counter,
+    /// Requests that were given to the engine.
+    pub requests: Counter,
+    /// Requests that were less than their bio.
+    pub splits: Counter,
+    /// Requests that were bounced since an address or length was misaligned.
+    pub bounced_misaligned: Counter,
+    /// Requests that were bounced since one block was in more pieces than a bio has.
+    pub bounced_fragmented: Counter,
+    /// Requests that wrote zeroes since the disk could not make them itself.
+    pub bounced_zeroes: Counter,
+    /// How often a bio had to wait for a tag or for memory.
+    pub parked: Counter,
+}
+
+impl Stats {
+    pub(crate) fn bounced(&self, reason: BounceReason) {
+        match reason {
+            BounceReason::Misaligned => self.bounced_misaligned.add(1),
+            BounceReason::Fragmented => self.bounced_fragmented.add(1),
+            BounceReason::Zeroes => self.bounced_zeroes.add(1),
+        }
+    }
+}
