@@ -1,1 +1,18 @@
-//! Tests.
+//! The test harness: everything that the suites in `tests/tests` share.
+//!
+//! A suite boots a [`guest::Guest`] on a [`subject::Subject`] (a device that is tested), sends it [`request`]s in any
+//! shape over a [`driver`]-side ring, and compares the answers with the [`model`], which is nothing but a vector of
+//! bytes. The [`reference`] device is a subject too: written the usual way with other people's crates, it is the
+//! second opinion on what a device must do, and the baseline for how fast.
+
+pub mod disk;
+pub mod driver;
+pub mod frontend;
+pub mod guest;
+pub mod memory;
+pub mod model;
+pub mod reference;
+pub mod request;
+pub mod rng;
+pub mod signal;
+pub mod subject;

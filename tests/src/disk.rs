@@ -1,0 +1,104 @@
+//! A disk for a test: what it is to be, and the file behind it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::model::Model;
+use crate::rng::Rng;
+
+/// What a test asks of the disk and of the device that serves it.
+#[derive(Clone, Debug)]
+pub struct DiskSpec {
+    /// Size of the file.
+    pub bytes: usize,
+    /// Seed of the bytes in the file; none for a sparse file of zeroes.
+    pub content: Option<u64>,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Virtqueues.
+    pub queues: u16,
+    /// The largest ring.
+    pub queue_size: u16,
+    /// What GET_ID answers; none for the device's default.
+    pub serial: Option<String>,
+    /// 512 or 4096; none for the device's default.
+    pub logical_block: Option<u32>,
+    /// The cache mode, where a test is about it; else the subject's own.
+    pub cache: Option<&'static str>,
+}
+
+impl Default for DiskSpec {
+    /// 8 MiB of random bytes, writable, one queue of at most 256.
+    fn default() -> Self {
+        DiskSpec {
+            bytes: 8 << 20,
+            content: Some(1),
+            read_only: false,
+            queues: 1,
+            queue_size: 256,
+            serial: Some("conformance".into()),
+            logical_block: None,
+            cache: None,
+        }
+    }
+}
+
+/// A file that is a disk, in a directory that vanishes with it.
+#[derive(Debug)]
+pub struct Disk {
+    dir: TempDir,
+    /// What the disk was made from.
+    pub spec: DiskSpec,
+}
+
+impl Disk {
+    /// Makes the file.
+    pub fn new(spec: &DiskSpec) -> Self {
+        let dir = TempDir::with_prefix_in("disk-", disk_dir()).expect("a directory for a disk can be made");
+        let disk = Disk { dir, spec: spec.clone() };
+        let file = File::create(disk.path()).expect("a disk file can be made");
+        file.set_len(spec.bytes as u64).expect("a disk file can be sized");
+        if let Some(seed) = spec.content {
+            file.write_all_at(&Rng::new(seed).bytes(spec.bytes), 0).expect("a disk file can be filled");
+        }
+        disk
+    }
+
+    /// The file.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    /// The directory of the file, for what else a subject writes.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the file holds now.
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(self.path()).expect("a disk file can be read")
+    }
+
+    /// The oracle for this disk, as long as nobody has written to it.
+    pub fn model(&self) -> Model {
+        let spec = &self.spec;
+        let data = match spec.content {
+            Some(seed) => Rng::new(seed).bytes(spec.bytes),
+            None => vec![0; spec.bytes],
+        };
+        Model::new(data, spec.read_only, spec.serial.as_deref())
+    }
+}
+
+/// Where disk files go: `SLUICE_TEST_DIR`, else beside the test's executable. Direct I/O works in a build directory,
+/// and in a temporary directory only where that is no tmpfs.
+fn disk_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("SLUICE_TEST_DIR") {
+        return dir.into();
+    }
+    let exe = std::env::current_exe().expect("a test knows its executable");
+    exe.parent().expect("an executable is in a directory").to_path_buf()
+}

@@ -1,0 +1,286 @@
+//! A vhost-user front-end session.
+//!
+//! Regular messages go through the front-end of the `vhost` crate, which somebody else wrote and real VMMs use; what
+//! that refuses to send goes out as raw bytes on the same socket ([`Session::raw`]). Every message of a session asks
+//! for an acknowledgement once REPLY_ACK is negotiated, so that a test knows what the back-end made of it.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
+use vhost::{Error, VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+
+use crate::driver::{PATIENCE, Ring};
+use crate::memory::Region;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES, a virtio feature bit that never reaches the guest.
+pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// NEED_REPLY in a message's flags.
+pub const NEED_REPLY: u32 = VhostUserHeaderFlag::NEED_REPLY.bits();
+/// More vrings than any back-end has: the limit of the front-end library, which is not under test.
+const VRINGS_MAX: u64 = 256;
+
+/// One connection to a back-end.
+pub struct Session {
+    frontend: Frontend,
+    stream: UnixStream,
+    /// What the back-end offered.
+    pub offered: u64,
+    /// The protocol features in force.
+    pub protocol: VhostUserProtocolFeatures,
+}
+
+/// A message that came back.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The number of the request that it answers.
+    pub code: u32,
+    /// Version and flags.
+    pub flags: u32,
+    /// The payload.
+    pub body: Vec<u8>,
+}
+
+impl Session {
+    /// Connects, and waits a while for a back-end that is only just starting. Sends nothing.
+    ///
+    /// # Panics
+    /// If nobody accepts in time.
+    pub fn connect(path: &Path) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(e) if Instant::now() > deadline => panic!("cannot connect to {}: {e}", path.display()),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
+        let clone = stream.try_clone().expect("a socket can be cloned");
+        let frontend = Frontend::from_stream(clone, VRINGS_MAX);
+        Session { frontend, stream, offered: 0, protocol: VhostUserProtocolFeatures::empty() }
+    }
+
+    /// Becomes the owner and negotiates: of the virtio features those in `wanted` that are offered, of the protocol
+    /// features all that this front-end knows how to use. Returns the virtio features in force.
+    ///
+    /// # Errors
+    /// What the back-end refused.
+    pub fn negotiate(&mut self, wanted: u64) -> Result<u64, Error> {
+        self.frontend.set_owner()?;
+        self.offered = self.frontend.get_features()?;
+        let usable = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        self.protocol = self.frontend.get_protocol_features()? & usable;
+        self.frontend.set_protocol_features(self.protocol)?;
+        if self.has(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        let features = self.offered & (wanted | PROTOCOL_FEATURES);
+        self.frontend.set_features(features)?;
+        Ok(features)
+    }
+
+    /// Whether a protocol feature is in force.
+    pub fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol.contains(feature)
+    }
+
+    /// The front-end of the vhost crate, for the messages that need nothing else.
+    pub fn frontend(&mut self) -> &mut Frontend {
+        &mut self.frontend
+    }
+
+    /// Announces guest memory, replacing what was announced before.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn set_mem_table(&self, regions: &[Region]) -> Result<(), Error> {
+        let infos: Vec<_> = regions.iter().map(region_info).collect();
+        self.frontend.set_mem_table(&infos).map(|_| ())
+    }
+
+    /// Adds one region.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn add_region(&mut self, region: &Region) -> Result<(), Error> {
+        self.frontend.add_mem_region(&region_info(region)).map(|_| ())
+    }
+
+    /// Removes one region.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn remove_region(&mut self, region: &Region) -> Result<(), Error> {
+        self.frontend.remove_mem_region(&region_info(region))
+    }
+
+    /// Sets a ring up, to start at index `base`, and enables it: size, base, addresses, err, call, kick. `calls`
+    /// false hands over no call fd.
+    ///
+    /// # Errors
+    /// What the back-end refused.
+    pub fn start_ring(&mut self, index: usize, ring: &Ring, base: u16, calls: bool) -> Result<(), Error> {
+        self.frontend.set_vring_num(index, ring.size())?;
+        self.frontend.set_vring_base(index, base)?;
+        self.frontend.set_vring_addr(index, &ring_addresses(ring))?;
+        self.frontend.set_vring_err(index, ring.err.fd())?;
+        if calls {
+            self.frontend.set_vring_call(index, ring.call.fd())?;
+        } else {
+            self.no_fd(FrontendReq::SET_VRING_CALL, index)?;
+        }
+        self.frontend.set_vring_kick(index, &ring.kick)?;
+        self.enable_ring(index, true)
+    }
+
+    /// Enables or disables a ring.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn enable_ring(&mut self, index: usize, enable: bool) -> Result<(), Error> {
+        self.frontend.set_vring_enable(index, enable)
+    }
+
+    /// Stops a ring, which drains it, and returns the index to start it from again.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn stop_ring(&mut self, index: usize) -> Result<u16, Error> {
+        let base = self.frontend.get_vring_base(index)?;
+        u16::try_from(base).map_err(|_| Error::VhostUserProtocol(ProtocolError::InvalidMessage))
+    }
+
+    /// Reads the device's configuration space.
+    ///
+    /// # Errors
+    /// If the back-end has nothing there (its reply has length 0).
+    pub fn config(&mut self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
+        let blank = vec![0; usize::try_from(len).expect("u32 fits usize")];
+        self.frontend.get_config(offset, len, VhostUserConfigFlags::empty(), &blank).map(|(_, bytes)| bytes)
+    }
+
+    /// Writes the device's configuration space.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.frontend.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes)
+    }
+
+    /// A ring message without a file descriptor, which says "none": bit 8 of the payload.
+    ///
+    /// # Errors
+    /// If the back-end refuses or the connection breaks.
+    pub fn no_fd(&mut self, request: FrontendReq, index: usize) -> Result<(), Error> {
+        let body = (index as u64 | 0x100).to_le_bytes();
+        match self.acked(request.into(), &body, &[]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(Error::VhostUserProtocol(ProtocolError::BackendInternalError)),
+            Err(e) => Err(Error::VhostUserProtocol(ProtocolError::SocketError(e))),
+        }
+    }
+
+    /// Sends any message and returns the value of its acknowledgement.
+    ///
+    /// # Errors
+    /// If the connection ends instead, or the answer is no acknowledgement.
+    pub fn acked(&mut self, code: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<u64> {
+        self.raw(code, NEED_REPLY | 1, body, fds)?;
+        let reply = self.reply()?;
+        let value = <[u8; 8]>::try_from(reply.body.as_slice()).ok().filter(|_| reply.code == code);
+        value
+            .map(u64::from_le_bytes)
+            .ok_or_else(|| io::Error::other(format!("not an acknowledgement: {reply:?}")))
+    }
+
+    /// Sends a message with exactly these header fields, payload and descriptors.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub fn raw(&mut self, code: u32, flags: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let size = u32::try_from(body.len()).expect("a message is short");
+        let mut message = [code, flags, size].map(u32::to_le_bytes).concat();
+        message.extend_from_slice(body);
+        self.raw_bytes(&message, fds)
+    }
+
+    /// Sends bytes and descriptors in one piece.
+    ///
+    /// # Errors
+    /// If the connection is closed.
+    pub fn raw_bytes(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(
+                ancillary.push(SendAncillaryMessage::ScmRights(fds)),
+                "at most 64 descriptors in a message"
+            );
+        }
+        let flags = SendFlags::NOSIGNAL;
+        let sent = rustix::net::sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags)?;
+        self.stream.write_all(&bytes[sent..])
+    }
+
+    /// Receives one message.
+    ///
+    /// # Errors
+    /// If the connection ends, or nothing comes within [`PATIENCE`].
+    pub fn reply(&mut self) -> io::Result<Reply> {
+        let mut header = [0; 12];
+        self.stream.read_exact(&mut header)?;
+        let field = |i: usize| u32::from_le_bytes(header[4 * i..4 * i + 4].try_into().expect("four bytes"));
+        let mut body = vec![0; usize::try_from(field(2)).expect("u32 fits usize")];
+        self.stream.read_exact(&mut body)?;
+        Ok(Reply { code: field(0), flags: field(1), body })
+    }
+
+    /// Whether the back-end closes the connection within `timeout`.
+    pub fn closed_within(&mut self, timeout: Duration) -> bool {
+        self.stream.set_read_timeout(Some(timeout)).expect("a socket takes a timeout");
+        let end = self.stream.read(&mut [0; 64]);
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
+        match end {
+            Ok(n) => n == 0,
+            Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// Where a ring is, in the addresses that the protocol wants: the front-end's own.
+pub fn ring_addresses(ring: &Ring) -> VringConfigData {
+    let memory = ring.memory();
+    VringConfigData {
+        queue_max_size: ring.size(),
+        queue_size: ring.size(),
+        flags: 0,
+        desc_table_addr: memory.user_addr(ring.desc),
+        used_ring_addr: memory.user_addr(ring.used),
+        avail_ring_addr: memory.user_addr(ring.avail),
+        log_addr: None,
+    }
+}
+
+fn region_info(region: &Region) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: region.guest_addr,
+        memory_size: region.size,
+        userspace_addr: region.user_addr,
+        mmap_offset: region.file_offset,
+        mmap_handle: region.file.as_raw_fd(),
+    }
+}

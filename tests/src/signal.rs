@@ -1,0 +1,47 @@
+//! An event fd that is waited for: calls and ring errors on the driver's side.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A non-blocking event fd and the means to sleep on it.
+#[derive(Debug)]
+pub struct Signal {
+    fd: EventFd,
+    epoll: Epoll,
+}
+
+impl Signal {
+    /// A signal that nobody has given yet.
+    pub fn new() -> Self {
+        let fd = EventFd::new(EFD_NONBLOCK).expect("an eventfd can be made");
+        let epoll = Epoll::new().expect("an epoll set can be made");
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event).expect("an eventfd can be polled");
+        Signal { fd, epoll }
+    }
+
+    /// What the other side writes to.
+    pub fn fd(&self) -> &EventFd {
+        &self.fd
+    }
+
+    /// Whether the signal is given within `timeout`. Takes it: the next wait is for a new one.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        let mut events = [EpollEvent::default()];
+        let given = self.epoll.wait(ms, &mut events).expect("epoll_wait works") > 0;
+        if given {
+            self.fd.read().expect("a readable eventfd can be read");
+        }
+        given
+    }
+}
+
+impl Default for Signal {
+    fn default() -> Self {
+        Signal::new()
+    }
+}

@@ -1,0 +1,234 @@
+//! What is tested: a device behind a socket, whichever way it came to be there.
+//!
+//! Every suite runs on every [`Subject`]. What one of them cannot do is a line in [`Subject::lacks`] with the reason,
+//! here and nowhere else; a suite names the [`Ability`] that it needs and is skipped where it is lacking.
+
+mod in_process;
+mod process;
+
+pub use self::process::sluice_path;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::disk::Disk;
+
+/// How the sluice binary moves data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring.
+    Uring,
+    /// pread and pwrite.
+    Sync,
+}
+
+/// A device under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The product, as the process that people run.
+    Sluice {
+        /// Its `--engine`.
+        engine: Engine,
+        /// Its `--cache`.
+        cache: &'static str,
+    },
+    /// The reference device, in this process.
+    Reference,
+    /// QEMU's storage daemon, where it is installed: a back-end that nobody here wrote.
+    Qemu,
+}
+
+/// Something that not every subject can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    /// Honours VIRTQ_AVAIL_F_NO_INTERRUPT.
+    NoInterruptFlag,
+    /// Answers a bad message with an error and goes on, instead of hanging up.
+    SurvivesBadMessage,
+    /// Notices a ring that lies (loops, wild heads, bad tables), stops it and says so on its err event fd.
+    BreaksRing,
+    /// Refuses ring sizes and addresses that the specification forbids.
+    ChecksRing,
+    /// Answers GET_CONFIG at offset 0x100, as if at 0.
+    ConfigAtMmioOffset,
+    /// Says how many bytes it wrote to the guest, in every used element.
+    ExactUsedLength,
+    /// Answers malformed requests by the project's rules, not by others that the specification allows too.
+    StrictRequests,
+    /// Has memory slots: ADD_MEM_REG, REM_MEM_REG.
+    MemorySlots,
+    /// Has RESET_DEVICE.
+    ResetDevice,
+    /// Refuses features that it did not offer.
+    RefusesFeatures,
+    /// Serves requests of several segments of DISCARD and WRITE_ZEROES.
+    ManyExtents,
+    /// Offers just the features of the product, with all of its limits.
+    ProductFeatures,
+    /// Has a serial number that the test chooses.
+    Serial,
+    /// Lets the guest switch the write cache off.
+    WriteCacheSwitch,
+    /// Copes with a front-end that gives no call fd.
+    NoCallFd,
+    /// Frees blocks of the file when they are discarded or zeroed with unmap.
+    Unmaps,
+    /// Takes a chain that starts with direct descriptors and ends with an indirect table.
+    IndirectTail,
+    /// Takes a buffer that crosses two regions when its descriptor is in an indirect table.
+    IndirectAcrossRegions,
+    /// Goes on after a descriptor of length 0.
+    EmptyDescriptors,
+    /// Knows nothing of the barrier bit, which was in the type field before virtio 1.
+    NoBarrierBit,
+    /// Keeps the file size and the neighbouring bytes when transfers are not multiples of the block.
+    SubBlockTransfers,
+}
+
+impl Subject {
+    /// Whether the subject cannot do something, and why.
+    pub fn lacks(self, ability: Ability) -> Option<&'static str> {
+        match self {
+            Subject::Sluice { .. } => None,
+            Subject::Reference => reference_lacks(ability),
+            Subject::Qemu => qemu_lacks(ability),
+        }
+    }
+
+    /// Starts serving a disk.
+    pub fn serve(self, disk: &Disk) -> Served {
+        let dir = tempfile::tempdir().expect("a directory for a socket can be made");
+        let socket = dir.path().join("socket");
+        let backend: Box<dyn Backend> = match self {
+            Subject::Sluice { engine, cache } => Box::new(process::sluice(engine, cache, disk, &socket)),
+            Subject::Reference => Box::new(in_process::Daemon::reference(disk, &socket)),
+            Subject::Qemu => Box::new(process::qemu(disk, &socket)),
+        };
+        Served { backend, socket, _dir: dir }
+    }
+
+    /// Whether the subject can be tested on this machine. Only a peer may be missing, never the product.
+    pub fn is_here(self) -> bool {
+        self != Subject::Qemu || Path::new(process::QEMU).exists()
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Sluice { engine, cache } => write!(f, "sluice --engine={engine} --cache={cache}"),
+            Subject::Reference => write!(f, "the reference device"),
+            Subject::Qemu => write!(f, "qemu-storage-daemon"),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Engine::Uring => "uring",
+            Engine::Sync => "sync",
+        })
+    }
+}
+
+/// The limits of the crates vhost-user-backend 0.24 and virtio-queue 0.18 that the reference device is built on.
+fn reference_lacks(ability: Ability) -> Option<&'static str> {
+    match ability {
+        Ability::NoInterruptFlag => Some("virtio-queue looks at used_event only"),
+        Ability::SurvivesBadMessage => Some("vhost-user-backend ends the connection after any error"),
+        Ability::BreaksRing => {
+            Some("virtio-queue shows a broken chain as a shorter one; the err fd cannot be written")
+        }
+        Ability::ChecksRing => Some("virtio-queue ignores a bad size and says nothing"),
+        Ability::ConfigAtMmioOffset => Some("not worth it for an oracle"),
+        _ => None,
+    }
+}
+
+/// Where QEMU's vhost-user-blk export decides otherwise. Our answers are those of the specification's device
+/// requirements and of what Linux expects; QEMU's are tolerated by it.
+fn qemu_lacks(ability: Ability) -> Option<&'static str> {
+    match ability {
+        Ability::ManyExtents => Some("it takes one range per request, and says so in max_discard_seg"),
+        Ability::Serial => Some("it has no option for a serial number"),
+        Ability::ExactUsedLength => Some("it counts the whole room of a request that failed"),
+        Ability::SubBlockTransfers => Some("it refuses transfers that are no multiple of the block"),
+        Ability::IndirectAcrossRegions => {
+            Some("it counts both parts of such a buffer as entries of the table")
+        }
+        Ability::NoBarrierBit => Some("it masks the bit, and takes the type for a read"),
+        Ability::IndirectTail => Some("it takes an indirect table only as the first descriptor"),
+        Ability::EmptyDescriptors => Some("it stops the ring at a descriptor of length 0"),
+        _ => None,
+    }
+}
+
+/// A running device.
+trait Backend {
+    /// Why the device is not running, if it is not.
+    fn fault(&mut self) -> Option<String>;
+}
+
+/// A device that serves a disk on a socket, until dropped.
+pub struct Served {
+    backend: Box<dyn Backend>,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Served {
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Why it is not running any more, if it is not.
+    pub fn fault(&mut self) -> Option<String> {
+        self.backend.fault()
+    }
+}
+
+/// Makes a test out of each function, for each subject: `suite! { function: [abilities it needs], ... }`.
+///
+/// The test is called `function::subject`, so that a failure names what failed. Each function takes the subject.
+#[macro_export]
+macro_rules! suite {
+    ($($test:ident: [$($need:ident),*],)+) => {$(
+        mod $test {
+            use $crate::subject::{Ability, Subject};
+
+            const NEEDS: &[Ability] = &[$(Ability::$need),*];
+
+            fn on(subject: Subject) {
+                $crate::subject::run_if_able(subject, NEEDS, super::$test);
+            }
+
+            #[test]
+            fn reference() {
+                on(Subject::Reference);
+            }
+
+            #[test]
+            fn qemu() {
+                on(Subject::Qemu);
+            }
+        }
+    )+};
+}
+
+/// Runs a test on a subject, or says why not.
+pub fn run_if_able(subject: Subject, needs: &[Ability], test: impl FnOnce(Subject)) {
+    if !subject.is_here() {
+        eprintln!("skipped: {subject} is not installed");
+        return;
+    }
+    for &need in needs {
+        if let Some(why) = subject.lacks(need) {
+            eprintln!("skipped: {subject} lacks {need:?}: {why}");
+            return;
+        }
+    }
+    eprintln!("on {subject}");
+    test(subject);
+}

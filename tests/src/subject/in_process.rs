@@ -1,0 +1,93 @@
+//! Subjects that live in the test's own process: devices in the daemon of the crate `vhost-user-backend`.
+//!
+//! That daemon serves one connection in its life. A device that outlives its connections is had by making a new
+//! daemon for each, on one listener that never closes.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use vhost::vhost_user::Listener;
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::Backend;
+use crate::disk::Disk;
+use crate::reference::{Backing, Reference};
+
+/// A thread that serves one connection after the other.
+pub(super) struct Daemon {
+    socket: PathBuf,
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Control {
+    stop: AtomicBool,
+    connection: Mutex<Option<ShutdownHandle>>,
+}
+
+impl Daemon {
+    /// Serves a disk with the reference device.
+    pub(super) fn reference(disk: &Disk, socket: &Path) -> Self {
+        let backing = Backing::open(disk);
+        let spec = disk.spec.clone();
+        Self::start(socket, move || Arc::new(Reference::new(backing.clone(), &spec)))
+    }
+
+    fn start<T>(socket: &Path, device: impl Fn() -> T + Send + 'static) -> Self
+    where
+        T: VhostUserBackend<Bitmap = (), Vring = VringRwLock> + Clone + 'static,
+    {
+        let mut listener = Listener::new(socket, true).expect("a socket can be bound in a new directory");
+        let control = Arc::new(Control::default());
+        let shared = Arc::clone(&control);
+        let thread = std::thread::spawn(move || {
+            while !shared.stop.load(Ordering::Acquire) {
+                serve_one(&mut listener, device(), &shared);
+            }
+        });
+        Daemon { socket: socket.to_path_buf(), control, thread: Some(thread) }
+    }
+}
+
+/// Waits for a connection and serves it to its end.
+fn serve_one<T>(listener: &mut Listener, device: T, control: &Control)
+where
+    T: VhostUserBackend<Bitmap = (), Vring = VringRwLock> + Clone + 'static,
+{
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon = VhostUserDaemon::new("in-process".into(), device, memory).expect("a daemon can be made");
+    daemon.start(listener).expect("a connection can be accepted");
+    *control.connection.lock().unwrap_or_else(PoisonError::into_inner) = daemon.shutdown_handle();
+    // How a connection ended is the front-end's business: it sees the same from its side.
+    let _ = daemon.wait();
+}
+
+impl Backend for Daemon {
+    fn fault(&mut self) -> Option<String> {
+        let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        ended.then(|| "the thread of the device has ended".to_owned())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.control.stop.store(true, Ordering::Release);
+        if let Some(handle) = self.control.connection.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            handle.shutdown();
+        }
+        // The thread may be waiting for a connection: give it one.
+        let wake = UnixStream::connect(&self.socket);
+        drop(wake);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if let Some(Err(_)) = ended
+            && !std::thread::panicking()
+        {
+            panic!("the device panicked");
+        }
+    }
+}

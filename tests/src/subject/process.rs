@@ -1,0 +1,142 @@
+//! Subjects that are processes: the sluice binary, and QEMU's storage daemon.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use super::{Backend, Engine};
+use crate::disk::Disk;
+
+/// Where Debian puts QEMU's storage daemon.
+pub(super) const QEMU: &str = "/usr/bin/qemu-storage-daemon";
+/// How long a process may take until it listens, and until it has ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A process with its output in a file.
+pub(super) struct Process {
+    child: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+}
+
+/// Starts the sluice binary.
+pub(super) fn sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Process {
+    let spec = &disk.spec;
+    let mut command = Command::new(sluice_path());
+    command.arg(format!("--socket-path={}", socket.display()));
+    command.arg(format!("--blk-file={}", disk.path().display()));
+    command.arg(format!("--engine={engine}"));
+    command.arg(format!("--cache={}", spec.cache.unwrap_or(cache)));
+    command.arg(format!("--num-queues={}", spec.queues));
+    command.arg(format!("--queue-size={}", spec.queue_size));
+    if spec.read_only {
+        command.arg("--read-only");
+    }
+    if let Some(serial) = &spec.serial {
+        command.arg(format!("--serial={serial}"));
+    }
+    if let Some(block) = spec.logical_block {
+        command.arg(format!("--logical-block-size={block}"));
+    }
+    Process::start(command, disk, socket)
+}
+
+/// Starts QEMU's storage daemon.
+pub(super) fn qemu(disk: &Disk, socket: &Path) -> Process {
+    let spec = &disk.spec;
+    let switch = |on| if on { "on" } else { "off" };
+    let mut command = Command::new(QEMU);
+    let read_only = switch(spec.read_only);
+    let file = disk.path();
+    let options = format!("driver=file,node-name=f,filename={},read-only={read_only}", file.display());
+    command.args(["--blockdev", &format!("{options},discard=unmap")]);
+    let writable = switch(!spec.read_only);
+    let address = format!("addr.type=unix,addr.path={}", socket.display());
+    let block = spec.logical_block.unwrap_or(512);
+    let queues = format!("num-queues={},logical-block-size={block}", spec.queues);
+    let export = format!("type=vhost-user-blk,id=e,node-name=f,writable={writable},{queues},{address}");
+    command.args(["--export", &export]);
+    Process::start(command, disk, socket)
+}
+
+/// The binary that the tests run: `SLUICE_BIN`, else `sluice` in the build directory of the running test.
+///
+/// # Panics
+/// If it was not built: cargo cannot make it a dependency of a test in another package.
+pub fn sluice_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("SLUICE_BIN") {
+        return path.into();
+    }
+    let exe = std::env::current_exe().expect("a test knows its executable");
+    let profile = exe.ancestors().nth(2).expect("a test is in PROFILE/deps");
+    let path = profile.join("sluice");
+    assert!(path.exists(), "{} is missing: build it with `cargo build -p sluice-launcher`", path.display());
+    path
+}
+
+impl Process {
+    /// Starts a command and waits until it listens.
+    fn start(mut command: Command, disk: &Disk, socket: &Path) -> Self {
+        let log = disk.dir().join("log");
+        let out = File::options().create(true).append(true).open(&log).expect("a log file can be made");
+        let err = out.try_clone().expect("a file can be cloned");
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+        let mut process = Process { child, log, ended: None };
+        let deadline = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            if let Some(fault) = process.fault() {
+                panic!("{command:?}: {fault}");
+            }
+            assert!(Instant::now() < deadline, "{command:?} does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        process
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks the process to end, and kills it if it does not.
+    fn end(&mut self) -> Result<(), String> {
+        if let Some(fault) = self.fault() {
+            return Err(fault);
+        }
+        let asked = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + PATIENCE;
+        while asked.is_ok() && Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return if status.success() {
+                    Ok(())
+                } else {
+                    Err(format!("SIGTERM ended it with {status}"))
+                };
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        Err(format!("it did not end on SIGTERM, killed: {killed:?}"))
+    }
+}
+
+impl Backend for Process {
+    fn fault(&mut self) -> Option<String> {
+        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
+        self.ended.map(|status| format!("the process ended by itself with {status}:\n{}", self.log()))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let end = self.end();
+        if std::thread::panicking() {
+            eprintln!("log of the process (ended: {end:?}):\n{}", self.log());
+        } else if let Err(fault) = end {
+            panic!("{fault}\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The conformance suite: what a vhost-user-blk device must do, proven on every subject through its real socket.
+//!
+//! Each module is a theme and opens with the list of its tests. What a subject cannot do is in
+//! `sluice_tests::subject`, with the reason; nothing is skipped for another.
+
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
+
+mod requests;
+mod shapes;
