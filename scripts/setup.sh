@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Installs what the project's commands need and this machine does not have.
+#
+#   scripts/setup.sh build           what cargo needs to build the workspace: a C compiler and linker, make, pkg-config
+#   scripts/setup.sh guest           what guests need to be built and booted: QEMU, its tools, archivers
+#   scripts/setup.sh --check GROUP   installs nothing; fails, and says what is missing, when something is
+#
+# Silent, and done in a few milliseconds, when nothing is missing. Works as root or through sudo. The machine's package
+# sources are never changed: where a package has to come from Debian's backports (a machine whose qemu-utils came from
+# there cannot take the stable QEMU), a private list of sources is used for that one installation.
+set -euo pipefail
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=scripts/private-apt.sh
+. "$here/private-apt.sh"
+
+# Command, or file, and the Debian package that has it.
+build_needs=(cc=gcc ld=binutils /usr/include/stdlib.h=libc6-dev make=make pkg-config=pkg-config)
+guest_needs=(qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils qemu-storage-daemon=qemu-utils
+  cpio=cpio zstd=zstd xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+  printf 'setup: %s\n' "$*" >&2
+  exit 1
+}
+
+# Prints the needs of "$@" that are not met, one a line.
+unmet() {
+  local need
+  for need in "$@"; do
+    case ${need%%=*} in
+      /*) [[ -e ${need%%=*} ]] || printf '%s\n' "$need" ;;
+      *) command -v "${need%%=*}" >/dev/null || printf '%s\n' "$need" ;;
+    esac
+  done
+}
+
+# Runs "$@" as root.
+as_root() {
+  if [[ $EUID -eq 0 ]]; then "$@"; else sudo "$@"; fi
+}
+
+apt() { as_root env DEBIAN_FRONTEND=noninteractive ${APT_CONFIG:+APT_CONFIG="$APT_CONFIG"} apt-get "$@"; }
+
+# Could "$@" be installed, going by the package lists that are here?
+installable() { apt-get -s -qq --no-install-recommends install "$@" >/dev/null 2>&1; }
+
+# Installs "$@". Another apt may hold the lock, and an old list may name files that the mirror no longer has: both pass.
+install() {
+  local try started=$SECONDS
+  for try in 1 2 3 4 5; do
+    if installable "${@}" &&
+      apt -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@" >>"$log" 2>&1; then
+      say "installed in $((SECONDS - started)) s"
+      return
+    fi
+    # With fresh lists and nobody in the way, apt's `no` is final.
+    if [[ $try -gt 1 ]] && ! installable "$@"; then return 1; fi
+    refresh "$try"
+  done
+  return 1
+}
+
+# Fetches the package lists again; waits a little longer with each try.
+refresh() {
+  say "fetching the package lists"
+  apt -qq update >>"$log" 2>&1 || sleep $((3 * $1))
+}
+
+# Installs "$@" from this release with its backports, leaving the machine's sources as they are.
+install_from_backports() (
+  say "this release's version does not fit what is installed: trying its backports"
+  private_apt "$work/apt" backports >>"$log" 2>&1 || exit 1
+  # shellcheck disable=SC1091
+  release=$(. /etc/os-release && printf %s "$VERSION_CODENAME")
+  apt -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 -t "$release-backports" install "$@" >>"$log" 2>&1
+)
+
+check_only=no
+groups=()
+for argument in "$@"; do
+  case $argument in
+    build | guest) groups+=("$argument") ;;
+    --check) check_only=yes ;;
+    *) die "unknown group '$argument': use build, guest, or both (and --check)" ;;
+  esac
+done
+[[ ${#groups[@]} -gt 0 ]] || die "name a group: build, guest, or both"
+
+needs=()
+for group in "${groups[@]}"; do
+  case $group in
+    build) needs+=("${build_needs[@]}") ;;
+    guest) needs+=("${guest_needs[@]}") ;;
+  esac
+done
+mapfile -t missing < <(unmet "${needs[@]}")
+if [[ " ${groups[*]} " == *' build '* ]] && ! command -v cargo >/dev/null; then
+  die "there is no cargo: install a Rust toolchain first (rustup), this script does not"
+fi
+[[ ${#missing[@]} -gt 0 ]] || exit 0
+
+commands=${missing[*]%%=*}
+mapfile -t packages < <(printf '%s\n' "${missing[@]#*=}" | sort -u)
+[[ $check_only == no ]] || die "missing: $commands"
+command -v apt-get >/dev/null ||
+  die "missing: $commands. This system has no apt-get: install them with its own package manager and start again"
+[[ $EUID -eq 0 ]] || command -v sudo >/dev/null ||
+  die "missing: $commands. Neither root nor sudo: as root, run: apt-get install ${packages[*]}"
+
+work=$(mktemp -d)
+log=$work/log
+trap 'rm -rf "$work"' EXIT
+say "missing: $commands"
+say "installing: ${packages[*]}"
+# QEMU apart: it alone may have to come from elsewhere, and must not keep the rest from being installed.
+mapfile -t qemu < <(printf '%s\n' "${packages[@]}" | grep '^qemu-' || true)
+mapfile -t plain < <(printf '%s\n' "${packages[@]}" | grep -v '^qemu-' || true)
+failed() {
+  tail -n 20 "$log" >&2
+  die "could not install: $*. apt's last lines are above"
+}
+[[ ${#plain[@]} -eq 0 ]] || install "${plain[@]}" || failed "${plain[@]}"
+[[ ${#qemu[@]} -eq 0 ]] || install "${qemu[@]}" || install_from_backports "${qemu[@]}" || failed "${qemu[@]}"
+hash -r
+mapfile -t missing < <(unmet "${needs[@]}")
+[[ ${#missing[@]} -eq 0 ]] || die "installed ${packages[*]}, and there is still no: ${missing[*]%%=*}"
