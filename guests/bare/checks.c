@@ -126,7 +126,7 @@ static void check_refused(struct disk *d, const char *name, uint32_t type, uint6
     check_end();
 }
 
-/* A write of zeroes that must fail, and must leave the block at `sector` as expected_data has it. */
+/* A write of zeroes that must fail and leave the block at `sector` as expected_data has it. */
 static void refuse_write(struct disk *d, uint64_t sector, uint32_t bytes)
 {
     memset(dma_area, 0, bytes);

@@ -89,7 +89,7 @@ static const char *config_problem(const struct disk *d)
 const char *disk_start(struct disk *d)
 {
     struct virtio_device *v = &d->device;
-    if (!virtio_reset(v))
+    if (!virtio_begin(v))
         return "a reset that does not end";
     uint64_t offered = virtio_offered_features(v);
     if ((offered & VIRTIO_F_VERSION_1) == 0)

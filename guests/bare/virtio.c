@@ -2,8 +2,9 @@
  * The registers of virtio over PCI, and the order in which a driver goes through them.
  *
  * Fields are accessed with their own width, 64-bit ones as two halves, as section 4.1.3.1 wants:
- * some VMMs refuse everything else. A queue gets MSI-X vector 0 although no interrupt is ever
- * taken: Firecracker wants a vector before it starts a vhost-user device.
+ * some VMMs refuse everything else. Nothing but the status is written before ACKNOWLEDGE: Cloud
+ * Hypervisor resets all registers at each write until then. A queue gets MSI-X vector 0 although
+ * no interrupt is ever taken: Firecracker wants a vector before it starts a vhost-user device.
  */
 #include "virtio.h"
 
@@ -104,7 +105,7 @@ static void add_status(struct virtio_device *v, uint8_t bits)
     v->common[COMMON_STATUS] = virtio_status(v) | bits;
 }
 
-bool virtio_reset(struct virtio_device *v)
+bool virtio_begin(struct virtio_device *v)
 {
     v->common[COMMON_STATUS] = 0;
     for (unsigned polls = 0; virtio_status(v) != 0; polls++) {
@@ -112,6 +113,8 @@ bool virtio_reset(struct virtio_device *v)
             return false;
         pause();
     }
+    add_status(v, STATUS_ACKNOWLEDGE);
+    add_status(v, STATUS_DRIVER);
     return true;
 }
 
@@ -127,8 +130,6 @@ uint64_t virtio_offered_features(const struct virtio_device *v)
 
 bool virtio_negotiate(struct virtio_device *v, uint64_t features)
 {
-    add_status(v, STATUS_ACKNOWLEDGE);
-    add_status(v, STATUS_DRIVER);
     for (uint32_t half = 0; half < 2; half++) {
         set32(v->common + COMMON_DRIVER_FEATURE_SELECT, half);
         set32(v->common + COMMON_DRIVER_FEATURE, (uint32_t)(features >> half * 32));

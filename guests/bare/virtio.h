@@ -29,13 +29,16 @@ struct virtio_device {
 /* Finds the three register blocks that a modern device has; false if one is missing. */
 bool virtio_open(struct virtio_device *v, const struct pci_function *f);
 
-/* Resets the device; false if it does not say within a while that it has done so. */
-bool virtio_reset(struct virtio_device *v);
+/*
+ * Resets the device and tells it that a driver is here; false if it does not say within a while
+ * that it is reset.
+ */
+bool virtio_begin(struct virtio_device *v);
 
 uint8_t virtio_status(const struct virtio_device *v);
 uint64_t virtio_offered_features(const struct virtio_device *v);
 
-/* From reset to FEATURES_OK; false if the device refuses these features. */
+/* From there to FEATURES_OK; false if the device refuses these features. */
 bool virtio_negotiate(struct virtio_device *v, uint64_t features);
 
 /* Enables queue `index` with at most QUEUE_SIZE_MAX entries; false if it does not exist. */
