@@ -180,16 +180,26 @@ static void check_used_lengths(const struct disk *d)
     check_end();
 }
 
-/* A device that is reset in use and started again still has the data. */
+/*
+ * A device that is reset in use and started again still has the data. Resetting it is the VMM's
+ * work, and Firecracker cannot with vhost-user: it goes on using the rings as they are, and so do
+ * we.
+ */
 static void check_restart(struct disk *d)
 {
-    check_begin("restart");
-    if (!d->read_only)
+    if (!d->read_only) /* a failure shows as wrong data */
         write_plainly(d, block_sectors(d), d->block_bytes);
+    if (!virtio_begin(&d->device)) {
+        check_skip("restart", "the VMM cannot reset the device");
+        return;
+    }
+    check_begin("restart");
     const char *problem = disk_start(d);
     if (problem != NULL)
-        check_fail("expected a started device got %s", problem);
-    else if (!d->read_only)
+        check_fail("expected a disk that starts got %s", problem);
+    else if (d->read_only)
+        read_plainly(d, 0, d->block_bytes);
+    else
         read_plainly_and_compare(d, block_sectors(d), d->block_bytes);
     check_end();
 }

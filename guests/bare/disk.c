@@ -66,6 +66,7 @@ static void read_config(struct disk *d, uint64_t features)
     d->segment_bytes_max = field32(d, features, FEATURE_SIZE_MAX, CONFIG_SIZE_MAX, UINT32_MAX);
     if (d->segment_bytes_max == 0) /* qemu-storage-daemon offers SIZE_MAX and leaves it at 0 */
         d->segment_bytes_max = UINT32_MAX;
+    /* Without SEG_MAX one is all that may be counted on; Linux counts on one too. */
     d->segments_max = field32(d, features, FEATURE_SEG_MAX, CONFIG_SEG_MAX, 1);
     d->queue_count = (features & FEATURE_MQ) != 0
                          ? (uint16_t)virtio_config(&d->device, CONFIG_NUM_QUEUES, 2)
@@ -90,7 +91,7 @@ const char *disk_start(struct disk *d)
 {
     struct virtio_device *v = &d->device;
     if (!virtio_begin(v))
-        return "a reset that does not end";
+        return "no reset";
     uint64_t offered = virtio_offered_features(v);
     if ((offered & VIRTIO_F_VERSION_1) == 0)
         return "no VERSION_1 among the features";

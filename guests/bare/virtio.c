@@ -115,7 +115,7 @@ bool virtio_begin(struct virtio_device *v)
     }
     add_status(v, STATUS_ACKNOWLEDGE);
     add_status(v, STATUS_DRIVER);
-    return true;
+    return virtio_status(v) == (STATUS_ACKNOWLEDGE | STATUS_DRIVER);
 }
 
 uint64_t virtio_offered_features(const struct virtio_device *v)

@@ -30,8 +30,8 @@ struct virtio_device {
 bool virtio_open(struct virtio_device *v, const struct pci_function *f);
 
 /*
- * Resets the device and tells it that a driver is here; false if it does not say within a while
- * that it is reset.
+ * Resets the device and tells it that a driver is here. False if it is not reset within a while,
+ * or takes no driver after that.
  */
 bool virtio_begin(struct virtio_device *v);
 
