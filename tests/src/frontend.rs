@@ -93,6 +93,14 @@ impl Session {
         Ok(features)
     }
 
+    /// Sets virtio features, on a session that negotiated already.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn set_features(&self, features: u64) -> Result<(), Error> {
+        self.frontend.set_features(features)
+    }
+
     /// Whether a protocol feature is in force.
     pub fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.protocol.contains(feature)

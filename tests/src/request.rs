@@ -185,6 +185,8 @@ pub enum Place {
     },
     /// One after the other without gaps, with the middle of the whole on the boundary of two memory regions.
     AcrossRegions,
+    /// One after the other, from this guest address on, which the test keeps free.
+    At(u64),
 }
 
 /// How a request is laid out.
@@ -265,6 +267,17 @@ impl Shape {
         pieces
     }
 
+    /// How many descriptors of a ring the request takes.
+    pub fn slots(&self, request: &Request) -> usize {
+        let (readable, writable) = self.cuts(request);
+        let all = readable.len() + writable.len();
+        match self.table {
+            Table::Direct => all,
+            Table::Indirect => 1,
+            Table::IndirectAfter(n) => n.min(all - 1) + 1,
+        }
+    }
+
     /// Writes the request into guest memory.
     pub fn place(&self, request: &Request, memory: &Arc<GuestMemory>) -> Placed {
         let (readable, writable) = self.cuts(request);
@@ -272,6 +285,7 @@ impl Shape {
         let (base, owned) = match self.place {
             Place::Aligned { align, .. } => (memory.alloc(len, align), true),
             Place::AcrossRegions => (SEAM - len as u64 / 2, false),
+            Place::At(addr) => (addr, false),
         };
         let mut before = vec![CANARY; len];
         let mut stream = [&request.header()[..], &request.out].concat();
@@ -302,7 +316,7 @@ impl Shape {
         for &piece in pieces {
             let start = match self.place {
                 Place::Aligned { align, skew } => (end + GAP).next_multiple_of(align) + skew,
-                Place::AcrossRegions => end,
+                Place::AcrossRegions | Place::At(_) => end,
             };
             starts.push(start);
             end = start + piece;

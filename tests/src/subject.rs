@@ -59,6 +59,12 @@ pub enum Ability {
     MemorySlots,
     /// Has RESET_DEVICE.
     ResetDevice,
+    /// Completes what is in flight before it answers GET_VRING_BASE.
+    StopDrains,
+    /// Looks at no ring any more when it has answered SET_VRING_ENABLE 0.
+    DisableStops,
+    /// Leaves the status flags of the front-end's event fds alone.
+    LeavesFdFlags,
     /// Refuses features that it did not offer.
     RefusesFeatures,
     /// Serves requests of several segments of DISCARD and WRITE_ZEROES.
@@ -154,6 +160,11 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::Serial => Some("it has no option for a serial number"),
         Ability::ExactUsedLength => Some("it counts the whole room of a request that failed"),
         Ability::SubBlockTransfers => Some("it refuses transfers that are no multiple of the block"),
+        Ability::StopDrains => Some("it stops a ring with requests in flight, and answers them never"),
+        Ability::DisableStops => Some("it goes on for a while after SET_VRING_ENABLE 0"),
+        Ability::ResetDevice => Some("it does not offer it"),
+        Ability::LeavesFdFlags => Some("it makes the front-end's event fds non-blocking"),
+        Ability::NoCallFd => Some("it writes to the fd that it does not have, and stops the ring"),
         Ability::IndirectAcrossRegions => {
             Some("it counts both parts of such a buffer as entries of the table")
         }

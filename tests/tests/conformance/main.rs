@@ -5,5 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+mod lifecycle;
+mod mixtures;
 mod requests;
+mod rings;
 mod shapes;

@@ -26,7 +26,7 @@ sluice_tests::suite! {
 
 fn reads_return_what_is_on_the_disk(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let last = guest.model.sectors();
+    let last = guest.sectors();
     for (sector, sectors) in [(0, 1), (1, 7), (8, 8), (3, 256), (last - 1, 1), (last - 2048, 2048)] {
         guest.check(&Request::read(sector, sectors * SECTOR), &Shape::default());
     }
@@ -35,7 +35,7 @@ fn reads_return_what_is_on_the_disk(subject: Subject) {
 fn writes_change_their_sectors_and_no_others(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     let mut rng = Rng::for_test(2);
-    let last = guest.model.sectors();
+    let last = guest.sectors();
     for (sector, sectors) in [(0, 1), (1, 7), (8, 8), (1001, 300), (last - 1, 1), (last - 2048, 2000)] {
         let data = rng.bytes(sectors * SECTOR);
         guest.check(&Request::write(sector, data), &Shape::default());
@@ -44,8 +44,7 @@ fn writes_change_their_sectors_and_no_others(subject: Subject) {
         let len = usize::try_from(end - first).unwrap() * SECTOR;
         guest.check(&Request::read(first, len), &Shape::default());
     }
-    guest.check(&Request::flush(), &Shape::default());
-    assert!(guest.disk.bytes() == guest.model.data(), "{subject}: the file differs from the model");
+    guest.check_file();
 }
 
 fn a_flush_succeeds_with_and_without_a_sector(subject: Subject) {
@@ -92,7 +91,7 @@ fn extent(sector: u64, sectors: u32, flags: u32) -> Extent {
 
 fn discard_takes_many_segments(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let last = guest.model.sectors();
+    let last = guest.sectors();
     guest.check(&Request::discard(&[extent(8, 8, 0)]), &Shape::default());
     guest.check(
         &Request::discard(&[extent(64, 128, 0), extent(1, 3, 0), extent(last - 8, 8, 0)]),
@@ -107,7 +106,7 @@ fn discard_takes_many_segments(subject: Subject) {
 
 fn zeroes_are_read_back_as_zeroes(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let last = guest.model.sectors();
+    let last = guest.sectors();
     for unmap in [0, 1] {
         let start = 4096 * u64::from(unmap);
         guest.check(&Request::zeroes(&[extent(start + 8, 8, unmap)]), &Shape::default());
@@ -120,8 +119,7 @@ fn zeroes_are_read_back_as_zeroes(subject: Subject) {
     }
     guest.check(&Request::zeroes(&[extent(last - 1, 1, 1), extent(last - 4, 1, 0)]), &Shape::default());
     guest.check(&Request::read(last - 8, 8 * SECTOR), &Shape::default());
-    guest.check(&Request::flush(), &Shape::default());
-    assert!(guest.disk.bytes() == guest.model.data(), "{subject}: the file differs from the model");
+    guest.check_file();
 }
 
 fn unmapped_ranges_leave_the_file(subject: Subject) {
@@ -140,7 +138,7 @@ fn unmapped_ranges_leave_the_file(subject: Subject) {
     guest.check(&Request::zeroes(&[extent(4096, 4096, 0)]), &Shape::default());
     let kept = allocated(&guest);
     assert!(kept + 64 >= unmapped, "{subject}: zeroes without unmap freed {}", unmapped - kept);
-    assert_eq!(guest.disk.bytes().len(), guest.model.data().len(), "{subject}: the file's size changed");
+    assert_eq!(guest.disk.bytes().len(), guest.disk.spec.bytes, "{subject}: the file's size changed");
     guest.check(&Request::read(4096, 8192 * SECTOR), &Shape::default());
 }
 
@@ -186,7 +184,7 @@ fn a_read_only_disk_reads_flushes_and_tells_its_name(subject: Subject) {
 
 fn a_block_of_4096_serves_blocks(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec { logical_block: Some(4096), ..DiskSpec::default() });
-    let last = guest.model.sectors();
+    let last = guest.sectors();
     for sector in [0, 8, 800, last - 8] {
         guest.check(&Request::write(sector, vec![0x77; 4096]), &Shape::default());
         guest.check(&Request::write(sector / 2 / 8 * 8, vec![0x78; 8192]), &Shape::default().skewed(515));
@@ -218,6 +216,5 @@ fn the_last_sector_of_an_odd_disk_is_there(subject: Subject) {
     guest.check(&Request::write(last - 2, vec![8; 3 * SECTOR]), &Shape::default().skewed(100));
     guest.check(&Request::read(last + 1, SECTOR), &Shape::default());
     guest.check(&Request::write(last, vec![9; 2 * SECTOR]), &Shape::default());
-    guest.check(&Request::flush(), &Shape::default());
-    assert!(guest.disk.bytes() == guest.model.data(), "{subject}: the file differs from the model");
+    guest.check_file();
 }

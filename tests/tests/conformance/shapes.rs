@@ -3,10 +3,11 @@
 use sluice_tests::disk::DiskSpec;
 use sluice_tests::driver::{Chain, Desc};
 use sluice_tests::guest::{Drive, Guest};
+use sluice_tests::mixture;
 use sluice_tests::model::OK;
-use sluice_tests::request::{HEADER, Place, Request, SECTOR, Shape, Table};
+use sluice_tests::request::{Place, Request, SECTOR, Shape, Table};
 use sluice_tests::rng::Rng;
-use sluice_tests::subject::{Ability, Subject};
+use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {
     header_and_status_are_split_or_joined: [],
@@ -23,7 +24,7 @@ sluice_tests::suite! {
 
 /// Writes and reads back, at some place that depends on the round.
 fn write_and_read(guest: &mut Guest, rng: &mut Rng, bytes: usize, shape: &Shape) {
-    let sectors = usize::try_from(guest.model.sectors()).unwrap();
+    let sectors = usize::try_from(guest.sectors()).unwrap();
     let sector = rng.below(sectors - bytes / SECTOR) as u64;
     guest.check(&Request::write(sector, rng.bytes(bytes)), shape);
     guest.check(&Request::read(sector, bytes), shape);
@@ -137,27 +138,11 @@ fn data_crosses_two_regions(subject: Subject) {
     guest.check(&Request::flush(), &Shape { place: Place::AcrossRegions, ..Shape::default() });
 }
 
-fn random_shape(subject: Subject, rng: &mut Rng) -> Shape {
-    let first = rng.between(1, 15);
-    let align = 1 << rng.below(13);
-    let header = if rng.one_in(2) { vec![HEADER] } else { vec![first, HEADER - first] };
-    let data = (0..rng.between(1, 4)).map(|_| rng.between(200, 9000)).collect();
-    let table = match rng.below(3) {
-        0 => Table::Direct,
-        _ if subject.lacks(Ability::IndirectTail).is_some() => Table::Indirect,
-        1 => Table::Indirect,
-        _ => Table::IndirectAfter(rng.between(1, 4)),
-    };
-    let place = Place::Aligned { align, skew: rng.below(align) };
-    let (header_joins_data, status_joins_data) = (rng.one_in(3), rng.one_in(3));
-    Shape { header, data, header_joins_data, status_joins_data, table, place }
-}
-
 fn random_shapes_get_the_same_answers(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     let mut rng = Rng::for_test(17);
     for _ in 0..150 {
-        let shape = random_shape(subject, &mut rng);
+        let shape = mixture::shape(subject, &mut rng);
         let bytes = rng.between(1, 40) * SECTOR;
         write_and_read(&mut guest, &mut rng, bytes, &shape);
     }
@@ -172,7 +157,7 @@ fn empty_descriptors_break_nothing(subject: Subject) {
         let mut direct = placed.chain.direct.clone();
         let writable = at > 1;
         direct.insert(at, Desc { addr: 8192, len: 0, writable });
-        let ring = &mut guest.rings[0];
+        let ring = guest.ring();
         ring.offer(&Chain { direct, indirect: vec![] });
         ring.submit();
         let used = ring.wait();
@@ -180,7 +165,7 @@ fn empty_descriptors_break_nothing(subject: Subject) {
         match written.status {
             OK => {
                 assert_eq!(used.len, 4097, "{subject}: empty descriptor at {at}");
-                assert!(guest.model.may_read_as(8, &written.data), "{subject}: wrong data");
+                assert!(guest.lanes[0].model.may_read_as(8, &written.data), "{subject}: wrong data");
             }
             status => assert_eq!((status, used.len), (1, 1), "{subject}: empty descriptor at {at}"),
         }
