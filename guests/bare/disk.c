@@ -163,10 +163,11 @@ uint8_t disk_collect(struct disk *d, unsigned queue)
 {
     uint32_t head, used;
     if (!virtqueue_wait(&d->queues[queue], &head, &used)) {
-        if (head == 0)
+        if (head == NO_HEAD)
             check_fail("expected a completion got none");
         else
-            check_fail("expected a completion got one of descriptor %lu", (uint64_t)head);
+            check_fail("expected a completion got one of head %lu, which is not in flight",
+                       (uint64_t)head);
         report_totals();
         power_off(false);
     }

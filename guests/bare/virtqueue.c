@@ -49,6 +49,7 @@ void virtqueue_add(struct virtqueue *q, const struct buffer *buffers, unsigned r
     q->free_count = (uint16_t)(q->free_count - readable - writable);
 
     q->available.heads[q->available.index & (q->size - 1)] = head;
+    q->in_flight[head] = true;
     compiler_barrier(); /* the entry before the index */
     q->available.index++;
 }
@@ -77,7 +78,7 @@ bool virtqueue_wait(struct virtqueue *q, uint32_t *head, uint32_t *bytes)
     uint64_t start = cycles();
     while (q->used.index == q->used_seen) {
         if (cycles() - start > PATIENCE_CYCLES) {
-            *head = 0;
+            *head = NO_HEAD;
             return false;
         }
         pause();
@@ -85,8 +86,9 @@ bool virtqueue_wait(struct virtqueue *q, uint32_t *head, uint32_t *bytes)
     compiler_barrier(); /* the index before the element */
     *head = q->used.elements[q->used_seen & (q->size - 1)].head;
     *bytes = q->used.elements[q->used_seen & (q->size - 1)].bytes;
-    if (*head >= q->size)
+    if (*head >= q->size || !q->in_flight[*head])
         return false;
+    q->in_flight[*head] = false;
     q->used_seen++;
     free_chain(q, (uint16_t)*head);
     return true;

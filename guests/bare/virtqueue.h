@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #define QUEUE_SIZE_MAX 128
+#define NO_HEAD UINT32_MAX
 
 /* Memory that the device reads, or writes, as one descriptor. */
 struct buffer {
@@ -41,6 +42,8 @@ struct virtqueue {
     uint16_t size;
     uint16_t free_head, free_count;
     uint16_t used_seen;
+    /* By head: handed to the device and not yet returned. */
+    bool in_flight[QUEUE_SIZE_MAX];
     uint16_t index;
     volatile uint16_t *doorbell;
 };
@@ -64,6 +67,6 @@ void virtqueue_kick(struct virtqueue *q);
 /*
  * Waits for the next completed chain, in whatever order the device completes them, frees its
  * descriptors and stores its head and the number of bytes that the device says it wrote. False
- * if none arrives in about ten seconds, or one that is no head (then `*head` is that number).
+ * if none arrives in about ten seconds (`*head` is NO_HEAD then), or one that is not in flight.
  */
 bool virtqueue_wait(struct virtqueue *q, uint32_t *head, uint32_t *bytes);
