@@ -1,1 +1,35 @@
-//! The device.
+//! The vhost-user device: a disk, as a guest and its front-end see it.
+//!
+//! Two kinds of threads. Control threads speak vhost-user with a front-end and set rings up; worker threads serve
+//! running rings and never wait for anything but I/O and kicks. State lives as long as what it belongs to: a
+//! [`device::Device`] as long as the daemon serves it, a [`session::Session`] as long as one connection, a
+//! [`service::Service`] from the start of a ring to its stop.
+//!
+//! | module | what it is | specification |
+//! |---|---|---|
+//! | [`device`] | a disk with its identity and config | virtio 5.2 |
+//! | [`config`] | the config space and the features | virtio 5.2.3 to 5.2.5 |
+//! | [`server`] | a listening socket and who is connected to it | vhost-user |
+//! | [`session`] | one connection: messages to state | vhost-user |
+//! | [`rings`] | the rings of a session: set up, started, stopped | vhost-user "ring states" |
+//! | [`vring`] | a running split ring | virtio 2.7 |
+//! | [`chain`] | descriptor chain to bio chain: the trust boundary | virtio 5.2.6 |
+//! | [`service`] | one ring being served | |
+//! | [`worker`], [`workers`] | the threads that serve rings | |
+//! | [`event`] | one thread waking another | |
+//! | [`reactor`] | what a worker waits on | |
+//! | [`adapter`] | the same device inside a stock `VhostUserDaemon` | |
+
+pub mod adapter;
+pub mod chain;
+pub mod config;
+pub mod device;
+pub mod event;
+pub mod reactor;
+pub mod rings;
+pub mod server;
+pub mod service;
+pub mod session;
+pub mod vring;
+pub mod worker;
+pub mod workers;

@@ -98,12 +98,12 @@ impl Bio {
     }
 
     /// Appends a bio at the end.
-    pub(crate) fn append(&mut self, bio: Box<Bio>) {
+    pub(crate) fn append(&mut self, bio: Box<Bio>) -> &mut Self {
         let mut end = &mut self.next;
         while let Some(next) = end {
             end = &mut next.next;
         }
-        *end = Some(bio);
+        end.insert(bio)
     }
 
     fn reset(&mut self) {
@@ -129,14 +129,14 @@ impl BioChain {
         Self { head: None, count: 0 }
     }
 
-    /// Appends a bio.
-    pub fn push(&mut self, bio: Box<Bio>) {
+    /// Appends a bio, and gives it back to be filled.
+    pub fn push(&mut self, bio: Box<Bio>) -> &mut Bio {
         debug_assert!(bio.next.is_none(), "a bio is in one chain");
+        self.count += 1;
         match &mut self.head {
             Some(head) => head.append(bio),
-            head => *head = Some(bio),
+            head => head.insert(bio),
         }
-        self.count += 1;
     }
 
     /// Takes the first bio.

@@ -9,10 +9,11 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::PollFlags;
 use rustix::process::{Resource, getrlimit};
 
 /// What became of one entry.
@@ -34,6 +35,8 @@ struct Inner {
     uring: IoUring,
     /// Events that have come and were not yet taken, by client.
     events: Vec<VecDeque<Event>>,
+    /// How many those are together.
+    untaken: usize,
     free_slots: Vec<u32>,
     clients_max: u32,
 }
@@ -67,7 +70,7 @@ impl Ring {
         let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let clients_max = Self::CLIENTS_MAX.min(u32::try_from(files_max).unwrap_or(u32::MAX));
         uring.submitter().register_files_sparse(clients_max)?;
-        let inner = Inner { uring, events: Vec::new(), free_slots: Vec::new(), clients_max };
+        let inner = Inner { uring, events: Vec::new(), untaken: 0, free_slots: Vec::new(), clients_max };
         Ok(Self(Rc::new(RefCell::new(inner))))
     }
 
@@ -94,15 +97,18 @@ impl Ring {
         let events = &mut inner.events[slot as usize];
         events.clear();
         events.reserve(depth);
-        Ok(Client { ring: self.clone(), slot, in_kernel: 0 })
+        Ok(Client { ring: self.clone(), slot, in_kernel: 0, watches: Vec::new() })
     }
 
-    /// Submits what was pushed and collects what has finished. With `wait`, not before something has.
+    /// Submits what was pushed and collects what has finished. With `wait`, not before there is an event to take: one
+    /// that a client has not taken yet will do, so that none is slept over.
     ///
     /// # Errors
     /// What io_uring_enter(2) says, but for interruptions and a momentary lack of memory.
     pub fn enter(&self, wait: bool) -> io::Result<()> {
-        self.0.borrow_mut().enter(wait)
+        let mut inner = self.0.borrow_mut();
+        let wait = wait && inner.untaken == 0;
+        inner.enter(wait)
     }
 }
 
@@ -132,6 +138,7 @@ impl Inner {
             let (slot, token) = split_user_data(entry.user_data());
             let event = Event { token, result: entry.result(), more: cqueue::more(entry.flags()) };
             self.events[slot as usize].push_back(event);
+            self.untaken += 1;
         }
     }
 }
@@ -143,19 +150,24 @@ fn split_user_data(user_data: u64) -> (u32, u32) {
 
 /// A user of a ring: pushes entries and takes their events.
 ///
-/// Dropping it waits until none of its entries is in the kernel any more.
+/// Dropping it ends its watches and waits until none of its entries is in the kernel any more.
 #[derive(Debug)]
 pub struct Client {
     ring: Ring,
     slot: u32,
     in_kernel: usize,
+    /// The tokens of its watches, which never end by themselves.
+    watches: Vec<u32>,
 }
 
 impl Client {
+    /// The token of events that answer [`Client::unwatch`].
+    pub const UNWATCHED: u32 = u32::MAX;
+
     /// The number under which this client's file is registered.
     #[must_use]
-    pub fn file_slot(&self) -> io_uring::types::Fixed {
-        io_uring::types::Fixed(self.slot)
+    pub fn file_slot(&self) -> types::Fixed {
+        types::Fixed(self.slot)
     }
 
     /// Registers the file that [`Client::file_slot`] stands for.
@@ -174,7 +186,7 @@ impl Client {
     /// # Safety
     /// What the entry points to must stay valid until its last event was taken.
     pub unsafe fn push(&mut self, entry: squeue::Entry, token: u32) -> io::Result<()> {
-        let entry = entry.user_data(u64::from(self.slot) << 32 | u64::from(token));
+        let entry = entry.user_data(self.user_data(token));
         let mut inner = self.ring.0.borrow_mut();
         if inner.uring.submission().is_full() {
             inner.enter(false)?;
@@ -186,11 +198,43 @@ impl Client {
         Ok(())
     }
 
+    /// Asks for an event with `token` each time that `fd` becomes readable or, being an event fd, is written to; it
+    /// never needs to be read.
+    ///
+    /// # Errors
+    /// As [`Client::push`].
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<()> {
+        let events = u32::from(PollFlags::IN.bits());
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build();
+        // SAFETY: the entry points to no memory. The number of the fd is looked up before the call returns.
+        unsafe { self.push(entry, token) }?;
+        self.watches.push(token);
+        self.ring.enter(false)
+    }
+
+    /// Asks for no more events with `token`. The last one comes soon; the request itself answers with
+    /// [`Client::UNWATCHED`].
+    ///
+    /// # Errors
+    /// As [`Client::push`].
+    pub fn unwatch(&mut self, token: u32) -> io::Result<()> {
+        let entry = opcode::PollRemove::new(self.user_data(token)).build();
+        // SAFETY: the entry points to no memory.
+        unsafe { self.push(entry, Self::UNWATCHED) }
+    }
+
+    fn user_data(&self, token: u32) -> u64 {
+        u64::from(self.slot) << 32 | u64::from(token)
+    }
+
     /// Takes the next event.
     pub fn next_event(&mut self) -> Option<Event> {
-        let event = self.ring.0.borrow_mut().events[self.slot as usize].pop_front()?;
+        let mut inner = self.ring.0.borrow_mut();
+        let event = inner.events[self.slot as usize].pop_front()?;
+        inner.untaken -= 1;
         if !event.more {
             self.in_kernel -= 1;
+            self.watches.retain(|token| *token != event.token);
         }
         Some(event)
     }
@@ -201,22 +245,36 @@ impl Client {
         self.in_kernel
     }
 
-    /// Waits until something finishes, this client's or another's.
+    /// Waits until something finishes, this client's or another's. Events that others have not taken do not count.
     ///
     /// # Errors
     /// What [`Ring::enter`] says.
     pub fn wait(&self) -> io::Result<()> {
-        self.ring.enter(true)
+        let mut inner = self.ring.0.borrow_mut();
+        let wait = inner.events[self.slot as usize].is_empty();
+        inner.enter(wait)
+    }
+
+    /// Waits because without that nothing can go on.
+    fn wait_or_abort(&self) {
+        if self.wait().is_err() {
+            // The kernel does not tell any more what it still has: the memory must stay.
+            log::error!("a ring failed with {} entries in flight: stopping", self.in_kernel);
+            std::process::abort();
+        }
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
+        for token in std::mem::take(&mut self.watches) {
+            while self.unwatch(token).is_err() {
+                self.wait_or_abort();
+            }
+        }
         while self.in_kernel > 0 {
-            if self.next_event().is_none() && self.wait().is_err() {
-                // The kernel does not tell any more what it still has: the memory must stay.
-                log::error!("a ring failed with {} entries in flight: stopping", self.in_kernel);
-                std::process::abort();
+            if self.next_event().is_none() {
+                self.wait_or_abort();
             }
         }
         let mut inner = self.ring.0.borrow_mut();

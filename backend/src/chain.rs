@@ -1,0 +1,370 @@
+//! From a descriptor chain to a bio chain: the trust boundary.
+//!
+//! A chain is guest input: each descriptor, the header and each segment of a discard is read once, copied out and
+//! checked here, so that past this module a bio is legal by construction.
+//!
+//! ```text
+//! header (16 bytes, device-readable) | data ... | status (1 byte, device-writable)
+//! ```
+//!
+//! Framing is free (virtio 1.3, 2.7.4): the header is the first 16 readable bytes and the status is the last writable
+//! byte, wherever descriptors begin and end. A chain in which no status byte can be found cannot be answered and is a
+//! [`RingFault`]; whatever else is wrong is answered with a status.
+
+mod segments;
+
+use sluice_blk::bio::{BioChain, BioSet, Op};
+use sluice_blk::queue::RequestQueue;
+use sluice_blk::sector::{DiskRange, Sector};
+use sluice_mem::guest::MemPin;
+use sluice_mem::slice::GuestSlice;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::ByteValued;
+
+use crate::config::DiskConfig;
+use crate::vring::{RingFault, Vring};
+
+/// Bytes of a request's header: type, reserved, sector (virtio 1.3, 5.2.6).
+const HEADER_BYTES: usize = 16;
+
+/// Bytes of a descriptor (virtio 1.3, 2.7.5).
+const DESCRIPTOR_BYTES: u32 = 16;
+
+/// A request's status byte (virtio 1.3, 5.2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(clippy::cast_possible_truncation, reason = "the constants are small")]
+pub enum BlkStatus {
+    /// Done.
+    Ok = VIRTIO_BLK_S_OK as u8,
+    /// Failed.
+    IoErr = VIRTIO_BLK_S_IOERR as u8,
+    /// Not known here.
+    Unsupp = VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+/// What a chain asks for.
+#[derive(Debug)]
+pub struct ParsedChain {
+    /// Where the answer goes: one byte.
+    pub status: GuestSlice,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do about a chain.
+#[derive(Debug)]
+pub enum Action {
+    /// Submit these bios.
+    Submit(BioChain),
+    /// Make a pass-through request that writes who the disk is.
+    DeviceId(BioChain),
+    /// Answer at once.
+    Answer(BlkStatus),
+}
+
+/// A piece of a chain's memory.
+#[derive(Debug, Clone, Copy)]
+struct Buffer {
+    addr: u64,
+    len: usize,
+}
+
+/// Reads chains. Holds the memory that takes, so that none is allocated per chain.
+#[derive(Debug)]
+pub struct ChainParser {
+    readable: Vec<Buffer>,
+    writable: Vec<Buffer>,
+    /// A readable buffer came after a writable one.
+    disorder: bool,
+}
+
+/// The most descriptors in an indirect table: the segments that are advertised, header and status.
+const INDIRECT_MAX: u32 = DiskConfig::SEG_MAX + 2;
+
+impl ChainParser {
+    /// A parser for chains of a ring of `size` descriptors.
+    #[must_use]
+    pub fn new(size: u16) -> Self {
+        let most = usize::from(size) + INDIRECT_MAX as usize;
+        Self { readable: Vec::with_capacity(most), writable: Vec::with_capacity(most), disorder: false }
+    }
+
+    /// Reads the chain at `head` and builds the bios it asks for, out of `queue`'s.
+    ///
+    /// # Errors
+    /// [`RingFault`] when the chain cannot be answered.
+    pub fn parse(
+        &mut self,
+        vring: &Vring,
+        head: u16,
+        pin: &MemPin,
+        config: &DiskConfig,
+        queue: &mut RequestQueue,
+    ) -> Result<ParsedChain, RingFault> {
+        self.collect(vring, head, pin)?;
+        let status = self.take_status(head, pin)?;
+        let mut builder = Builder { pin, config, queue };
+        let action = match self.interpret(&mut builder) {
+            Ok(action) => action,
+            Err(status) => Action::Answer(status),
+        };
+        Ok(ParsedChain { status, action })
+    }
+
+    /// Walks the chain and sorts its buffers. Empty ones are left out.
+    fn collect(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<(), RingFault> {
+        self.readable.clear();
+        self.writable.clear();
+        self.disorder = false;
+        let fault = |reason| RingFault::Chain { head, reason };
+        let mut index = head;
+        // A chain that is longer than its ring is a loop.
+        for _ in 0..vring.size() {
+            let descriptor = vring.descriptor(index);
+            if descriptor.refers_to_indirect_table() {
+                if !vring.has_indirect() {
+                    return Err(fault("has an indirect descriptor, which was not negotiated"));
+                }
+                if descriptor.has_next() {
+                    return Err(fault("goes on after an indirect descriptor"));
+                }
+                return self.collect_indirect(descriptor, head, pin);
+            }
+            self.sort(descriptor);
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+            if index >= vring.size() {
+                return Err(fault("leads to a descriptor past the end of the table"));
+            }
+        }
+        Err(fault("is longer than the ring"))
+    }
+
+    fn collect_indirect(&mut self, table: Descriptor, head: u16, pin: &MemPin) -> Result<(), RingFault> {
+        let fault = |reason| RingFault::Chain { head, reason };
+        if table.len() == 0 || !table.len().is_multiple_of(DESCRIPTOR_BYTES) {
+            return Err(fault("has an indirect table that is not whole descriptors"));
+        }
+        let count = table.len() / DESCRIPTOR_BYTES;
+        if count > INDIRECT_MAX {
+            return Err(fault("has an indirect table with more descriptors than were advertised"));
+        }
+        let mut index = 0;
+        for _ in 0..count {
+            let descriptor = indirect_descriptor(table.addr().0, index, pin)
+                .ok_or(fault("has an indirect table outside of the guest's memory"))?;
+            if descriptor.refers_to_indirect_table() {
+                return Err(fault("has an indirect descriptor in an indirect table"));
+            }
+            self.sort(descriptor);
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = u32::from(descriptor.next());
+            if index >= count {
+                return Err(fault("leads to a descriptor past the end of its indirect table"));
+            }
+        }
+        Err(fault("is longer than its indirect table"))
+    }
+
+    fn sort(&mut self, descriptor: Descriptor) {
+        let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len() as usize };
+        if buffer.len == 0 {
+            return;
+        }
+        if descriptor.is_write_only() {
+            self.writable.push(buffer);
+        } else {
+            self.disorder |= !self.writable.is_empty();
+            self.readable.push(buffer);
+        }
+    }
+
+    /// The last writable byte, which is not data.
+    fn take_status(&mut self, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
+        let fault = |reason| RingFault::Chain { head, reason };
+        if self.readable.is_empty() {
+            return Err(fault("has no readable header"));
+        }
+        let last = self.writable.last_mut().ok_or(fault("has no writable status byte"))?;
+        last.len -= 1;
+        let status = last.addr.checked_add(last.len as u64).and_then(|addr| pin.slice(addr, 1).ok());
+        if last.len == 0 {
+            self.writable.pop();
+        }
+        status.ok_or(fault("has a status byte outside of the guest's memory"))
+    }
+
+    /// What the header says, with the data that belongs to it.
+    fn interpret(&mut self, builder: &mut Builder<'_>) -> Result<Action, BlkStatus> {
+        if self.disorder {
+            return Err(BlkStatus::IoErr);
+        }
+        let mut header = [0; HEADER_BYTES];
+        take_front(&mut self.readable, &mut header, builder.pin)?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        let kind = u32::from_le_bytes([a, b, c, d]);
+        let sector = Sector(u64::from_le_bytes(sector));
+        let fua = builder.config.is_writethrough();
+        let discards = builder.config.has_discard();
+        match kind {
+            VIRTIO_BLK_T_IN => builder.transfer(Op::Read, sector, &self.writable, &self.readable),
+            VIRTIO_BLK_T_OUT => builder.transfer(Op::Write { fua }, sector, &self.readable, &self.writable),
+            VIRTIO_BLK_T_FLUSH => builder.flush(),
+            VIRTIO_BLK_T_GET_ID => builder.device_id(&self.writable),
+            VIRTIO_BLK_T_DISCARD if discards => builder.ranges(segments::Kind::Discard, &mut self.readable),
+            VIRTIO_BLK_T_WRITE_ZEROES if discards => {
+                builder.ranges(segments::Kind::WriteZeroes, &mut self.readable)
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => Err(BlkStatus::IoErr),
+            _ => Err(BlkStatus::Unsupp),
+        }
+    }
+}
+
+/// A copy of a descriptor of an indirect table, which may lie across regions of memory.
+fn indirect_descriptor(table: u64, index: u32, pin: &MemPin) -> Option<Descriptor> {
+    let addr = table.checked_add(u64::from(DESCRIPTOR_BYTES) * u64::from(index))?;
+    let mut descriptor = Descriptor::default();
+    pin.read(addr, descriptor.as_mut_slice()).ok()?;
+    Some(descriptor)
+}
+
+/// Takes `bytes.len()` bytes from the front of `buffers`, which then are the rest.
+fn take_front(buffers: &mut Vec<Buffer>, bytes: &mut [u8], pin: &MemPin) -> Result<(), BlkStatus> {
+    let mut left = bytes;
+    let mut used_up = 0;
+    for buffer in buffers.iter_mut() {
+        if left.is_empty() {
+            break;
+        }
+        let take = left.len().min(buffer.len);
+        let (now, later) = left.split_at_mut(take);
+        pin.read(buffer.addr, now).map_err(|_| BlkStatus::IoErr)?;
+        left = later;
+        buffer.len -= take;
+        // A buffer up to the last address wraps when it is used up, and is not used then.
+        buffer.addr = buffer.addr.wrapping_add(take as u64);
+        used_up += usize::from(buffer.len == 0);
+    }
+    if !left.is_empty() {
+        return Err(BlkStatus::IoErr);
+    }
+    buffers.drain(..used_up);
+    Ok(())
+}
+
+/// Builds bios out of a queue's.
+struct Builder<'a> {
+    pin: &'a MemPin,
+    config: &'a DiskConfig,
+    queue: &'a mut RequestQueue,
+}
+
+impl Builder<'_> {
+    /// A read into, or a write from, `data`. `other` is data that goes the other way, of which there must be none.
+    fn transfer(
+        &mut self,
+        op: Op,
+        sector: Sector,
+        data: &[Buffer],
+        other: &[Buffer],
+    ) -> Result<Action, BlkStatus> {
+        let len = total(data);
+        let writes = matches!(op, Op::Write { .. });
+        // The used length is a u32 and counts the status byte too.
+        if len == 0
+            || len >= u64::from(u32::MAX)
+            || !other.is_empty()
+            || (writes && self.config.is_read_only())
+        {
+            return Err(BlkStatus::IoErr);
+        }
+        let range = self.config.range(sector, len)?;
+        self.map(op, range, data).map(Action::Submit)
+    }
+
+    fn flush(&mut self) -> Result<Action, BlkStatus> {
+        let mut chain = BioChain::new();
+        let bio = self.queue.bios().try_take(Op::Flush, DiskRange::none()).ok_or(BlkStatus::IoErr)?;
+        chain.push(bio);
+        Ok(Action::Submit(chain))
+    }
+
+    fn device_id(&mut self, data: &[Buffer]) -> Result<Action, BlkStatus> {
+        if data.is_empty() {
+            return Err(BlkStatus::IoErr);
+        }
+        self.map(Op::DeviceId, DiskRange::none(), data).map(Action::DeviceId)
+    }
+
+    /// Bios for `op` with the memory that `data` names, as many as that takes.
+    fn map(&mut self, op: Op, range: DiskRange, data: &[Buffer]) -> Result<BioChain, BlkStatus> {
+        let mut chain = BioChain::new();
+        let mapped = self.map_into(&mut chain, op, range, data);
+        if let Err(status) = mapped {
+            self.queue.bios().put_chain(chain);
+            return Err(status);
+        }
+        Ok(chain)
+    }
+
+    fn map_into(
+        &mut self,
+        chain: &mut BioChain,
+        op: Op,
+        mut range: DiskRange,
+        data: &[Buffer],
+    ) -> Result<(), BlkStatus> {
+        let mut data = data.iter().copied();
+        let mut next = data.next();
+        while next.is_some() {
+            // More pieces than in any legal chain: buffers over many regions of memory.
+            if chain.len() == BioSet::CHAIN_MAX {
+                return Err(BlkStatus::IoErr);
+            }
+            let bio = self.queue.bios().try_take(op, DiskRange::none()).ok_or(BlkStatus::IoErr)?;
+            let bio = chain.push(bio);
+            while let Some(buffer) = &mut next {
+                let pushed = bio.sg.push_guest(self.pin, buffer.addr, buffer.len, self.queue.arena());
+                // The guest's bad address; memory for the table was seen to be there before the head was taken.
+                let pushed = pushed.map_err(|_| BlkStatus::IoErr)?;
+                if pushed < buffer.len {
+                    // The bio is full.
+                    buffer.len -= pushed;
+                    buffer.addr += pushed as u64;
+                    break;
+                }
+                next = data.next();
+            }
+            if range.len() > 0 {
+                bio.range = range.take_front(bio.sg.bytes() as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Discards or zeroes the ranges that `data` lists.
+    fn ranges(&mut self, kind: segments::Kind, data: &mut Vec<Buffer>) -> Result<Action, BlkStatus> {
+        let mut chain = BioChain::new();
+        if let Err(status) = segments::build(kind, data, self, &mut chain) {
+            self.queue.bios().put_chain(chain);
+            return Err(status);
+        }
+        // Ranges of no sectors only: nothing to do, and so it is done.
+        Ok(if chain.is_empty() { Action::Answer(BlkStatus::Ok) } else { Action::Submit(chain) })
+    }
+}
+
+/// How many bytes buffers have, in numbers so wide that nothing wraps.
+fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| buffer.len as u64).sum()
+}

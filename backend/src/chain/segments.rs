@@ -1,0 +1,85 @@
+//! The segments of DISCARD and WRITE_ZEROES requests (virtio 1.3, 5.2.6).
+//!
+//! ```text
+//! sector (u64) | num_sectors (u32) | flags (u32: bit 0 unmap, the others reserved)
+//! ```
+//!
+//! All segments are copied out and checked before any of them acts.
+
+use sluice_blk::bio::{BioChain, Op};
+use sluice_blk::sector::{SECTOR_SIZE, Sector};
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
+use super::{BlkStatus, Buffer, Builder, take_front, total};
+use crate::config::DiskConfig;
+
+/// Bytes of a segment.
+const SEGMENT_BYTES: usize = 16;
+
+/// Which request the segments belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Discard,
+    WriteZeroes,
+}
+
+impl Kind {
+    fn op(self, unmap: bool, fua: bool) -> Op {
+        match self {
+            Self::Discard => Op::Discard { fua },
+            Self::WriteZeroes => Op::WriteZeroes { unmap, fua },
+        }
+    }
+
+    fn sectors_max(self) -> u32 {
+        match self {
+            Self::Discard => DiskConfig::DISCARD_SECTORS_MAX,
+            Self::WriteZeroes => DiskConfig::WRITE_ZEROES_SECTORS_MAX,
+        }
+    }
+}
+
+/// Appends a bio to `chain` for each segment in `data` that has sectors.
+pub(super) fn build(
+    kind: Kind,
+    data: &mut Vec<Buffer>,
+    builder: &mut Builder<'_>,
+    chain: &mut BioChain,
+) -> Result<(), BlkStatus> {
+    let bytes = total(data);
+    let whole = bytes > 0 && bytes.is_multiple_of(SEGMENT_BYTES as u64);
+    if !whole || bytes > SEGMENT_BYTES as u64 * u64::from(DiskConfig::RANGES_MAX) {
+        return Err(BlkStatus::IoErr);
+    }
+    for _ in 0..bytes / SEGMENT_BYTES as u64 {
+        let mut segment = [0; SEGMENT_BYTES];
+        take_front(data, &mut segment, builder.pin)?;
+        append(kind, segment, builder, chain)?;
+    }
+    Ok(())
+}
+
+fn append(
+    kind: Kind,
+    segment: [u8; SEGMENT_BYTES],
+    builder: &mut Builder<'_>,
+    chain: &mut BioChain,
+) -> Result<(), BlkStatus> {
+    let [sector @ .., a, b, c, d, e, f, g, h] = segment;
+    let (sector, sectors) = (u64::from_le_bytes(sector), u32::from_le_bytes([a, b, c, d]));
+    let flags = u32::from_le_bytes([e, f, g, h]);
+    let unmap = flags == VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+    // 5.2.6.2: the unmap flag belongs to zeroes alone, and unknown flags are unsupported.
+    if flags != 0 && !(unmap && kind == Kind::WriteZeroes) {
+        return Err(BlkStatus::Unsupp);
+    }
+    if sectors > kind.sectors_max() {
+        return Err(BlkStatus::IoErr);
+    }
+    let range = builder.config.range(Sector(sector), u64::from(sectors) * SECTOR_SIZE)?;
+    if sectors > 0 {
+        let op = kind.op(unmap, builder.config.is_writethrough());
+        chain.push(builder.queue.bios().try_take(op, range).ok_or(BlkStatus::IoErr)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! A device: a disk with an identity and a config space. It outlives the connections to it.
+
+use sluice_blk::disk::Disk;
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+
+use crate::config::DiskConfig;
+
+/// Bytes of an answer to GET_ID (virtio 1.3, 5.2.6).
+pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// How a disk is presented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// How many queues the guest may use, 1 to [`Device::QUEUES_MAX`].
+    pub num_queues: u16,
+    /// The most descriptors of a queue: a power of two, 2 to [`Device::QUEUE_SIZE_MAX`].
+    pub queue_size: u16,
+    /// The serial number, at most [`ID_BYTES`] bytes of text. `None`: the disk's own.
+    pub serial: Option<String>,
+}
+
+/// Why a device cannot be made of a disk.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// Not a number of queues.
+    #[error("{num_queues} queues: 1 to {} are possible", Device::QUEUES_MAX)]
+    NumQueues {
+        /// What was asked for.
+        num_queues: u16,
+    },
+    /// Not a size for a queue.
+    #[error("a queue size of {queue_size}: a power of two from 2 to {} is possible", Device::QUEUE_SIZE_MAX)]
+    QueueSize {
+        /// What was asked for.
+        queue_size: u16,
+    },
+    /// Too long, or not printable.
+    #[error("the serial number \"{serial}\": 1 to {ID_BYTES} printable ASCII characters are possible")]
+    Serial {
+        /// What was asked for.
+        serial: String,
+    },
+}
+
+/// A disk as a virtio-blk device.
+#[derive(Debug)]
+pub struct Device {
+    disk: Disk,
+    config: DiskConfig,
+    id: [u8; ID_BYTES],
+    num_queues: u16,
+    queue_size: u16,
+}
+
+impl Device {
+    /// The most queues of a device.
+    pub const QUEUES_MAX: u16 = 256;
+    /// The most descriptors of a queue.
+    pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+    /// A device of `disk`.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when an option is not possible.
+    pub fn new(disk: Disk, options: &DeviceOptions) -> Result<Self, DeviceError> {
+        let DeviceOptions { num_queues, queue_size, ref serial } = *options;
+        if !(1..=Self::QUEUES_MAX).contains(&num_queues) {
+            return Err(DeviceError::NumQueues { num_queues });
+        }
+        if !(2..=Self::QUEUE_SIZE_MAX).contains(&queue_size) || !queue_size.is_power_of_two() {
+            return Err(DeviceError::QueueSize { queue_size });
+        }
+        let serial = serial.as_deref().unwrap_or(disk.serial());
+        let id = id_of(serial).ok_or_else(|| DeviceError::Serial { serial: serial.to_owned() })?;
+        let config = DiskConfig::new(&disk, num_queues, queue_size);
+        Ok(Self { disk, config, id, num_queues, queue_size })
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// The config space.
+    #[must_use]
+    pub fn config(&self) -> &DiskConfig {
+        &self.config
+    }
+
+    /// The answer to GET_ID: the serial number, padded with zeroes.
+    #[must_use]
+    pub fn id(&self) -> &[u8; ID_BYTES] {
+        &self.id
+    }
+
+    /// How many queues the guest may use.
+    #[must_use]
+    pub fn num_queues(&self) -> u16 {
+        self.num_queues
+    }
+
+    /// The most descriptors of a queue.
+    #[must_use]
+    pub fn queue_size(&self) -> u16 {
+        self.queue_size
+    }
+}
+
+fn id_of(serial: &str) -> Option<[u8; ID_BYTES]> {
+    let printable = serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    if serial.is_empty() || serial.len() > ID_BYTES || !printable {
+        return None;
+    }
+    let mut id = [0; ID_BYTES];
+    id[..serial.len()].copy_from_slice(serial.as_bytes());
+    Some(id)
+}

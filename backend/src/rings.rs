@@ -1,0 +1,365 @@
+//! The rings of a connection, as its messages set them up (vhost-user.rst, "Ring states").
+//!
+//! A ring runs when it has a size, addresses, a kick fd, and is enabled. It then belongs to a worker; whatever changes
+//! it afterwards stops it first, which waits for its I/O, and starts it again where it was. A front-end cannot tell,
+//! but for `SET_VRING_NUM`, `SET_VRING_ADDR` and `SET_VRING_BASE`, which are refused on a running ring.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, fstat};
+use sluice_mem::guest::GuestMem;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::device::Device;
+use crate::service::{ServiceSetup, StartError};
+use crate::vring::{RingSetup, SetupError, check_size, parts};
+use crate::workers::{ServedRing, Workers};
+
+/// Why a ring is not as the front-end wants it: its mistake, but for the last.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// There are fewer rings.
+    #[error("ring {index} of {count}")]
+    Index {
+        /// The ring that was named.
+        index: u32,
+        /// How many there are.
+        count: usize,
+    },
+    /// The ring runs.
+    #[error("ring {index} is running: stop it with GET_VRING_BASE first")]
+    Running {
+        /// The ring.
+        index: u32,
+    },
+    /// A ring larger than the device takes.
+    #[error("ring {index} of {size} descriptors: the device takes at most {most}")]
+    TooLarge {
+        /// The ring.
+        index: u32,
+        /// What was asked for.
+        size: u16,
+        /// What is possible.
+        most: u16,
+    },
+    /// Not an index of a split ring.
+    #[error("ring {index} from index {base}: a split ring has indices up to 65535")]
+    Base {
+        /// The ring.
+        index: u32,
+        /// What was asked for.
+        base: u32,
+    },
+    /// Not an event fd.
+    #[error("the {what} fd of ring {index} is no event fd")]
+    NotAnEventFd {
+        /// What it was to be for.
+        what: &'static str,
+        /// The ring.
+        index: u32,
+    },
+    /// Without a kick fd nobody would know of requests.
+    #[error("ring {index} without a kick fd: polling a ring is not supported")]
+    NoKick {
+        /// The ring.
+        index: u32,
+    },
+    /// A size or an address that cannot be.
+    #[error("ring {index}: {source}")]
+    Setup {
+        /// The ring.
+        index: u32,
+        /// What is wrong.
+        #[source]
+        source: SetupError,
+    },
+    /// The ring cannot be started.
+    #[error("ring {index} cannot be started")]
+    Start {
+        /// The ring.
+        index: u32,
+        /// Why.
+        #[source]
+        source: StartError,
+    },
+}
+
+/// Where a ring is, in the front-end's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingAddrs {
+    /// The descriptor table.
+    pub desc: u64,
+    /// The driver area.
+    pub avail: u64,
+    /// The device area.
+    pub used: u64,
+}
+
+/// One ring as it is set up, and who serves it while it runs.
+#[derive(Debug, Default)]
+struct Ring {
+    size: u16,
+    addrs: Option<RingAddrs>,
+    base: u16,
+    kick: Option<File>,
+    call: Option<File>,
+    err: Option<File>,
+    enabled: bool,
+    served: Option<ServedRing>,
+}
+
+/// The rings of one connection. Dropping it stops them.
+#[derive(Debug)]
+pub struct Rings {
+    name: String,
+    device: Arc<Device>,
+    workers: Arc<Workers>,
+    memory: Arc<GuestMem>,
+    features: u64,
+    rings: Vec<Ring>,
+}
+
+impl Rings {
+    /// The rings of `device`, none of them set up, without memory.
+    #[must_use]
+    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
+        let rings = (0..device.num_queues()).map(|_| Ring::default()).collect();
+        Self { name: name.to_owned(), device, workers, memory: Arc::default(), features: 0, rings }
+    }
+
+    /// The features that rings start with from now on.
+    pub fn set_features(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    /// Enables or disables all rings, as it is before `SET_VRING_ENABLE`.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn set_all_enabled(&mut self, enabled: bool) -> Result<(), RingError> {
+        (0..self.count()).try_for_each(|index| self.set_enabled(index, enabled))
+    }
+
+    /// The number of descriptors of a ring.
+    ///
+    /// # Errors
+    /// When there is no such ring, it runs, or it cannot have so many.
+    pub fn set_num(&mut self, index: u32, size: u32) -> Result<(), RingError> {
+        let most = self.device.queue_size();
+        let ring = self.stopped(index)?;
+        let size = check_size(size).map_err(|source| RingError::Setup { index, source })?;
+        if size > most {
+            return Err(RingError::TooLarge { index, size, most });
+        }
+        ring.size = size;
+        Ok(())
+    }
+
+    /// Where a ring is, in user addresses.
+    ///
+    /// # Errors
+    /// When there is no such ring, it runs, or the addresses cannot be.
+    pub fn set_addrs(&mut self, index: u32, addrs: RingAddrs) -> Result<(), RingError> {
+        let size = self.stopped(index)?.size;
+        if !self.memory.regions().is_empty() && size > 0 {
+            self.resolve(size, addrs, 0).map_err(|source| RingError::Setup { index, source })?;
+        }
+        let ring = self.stopped(index)?;
+        ring.addrs = Some(addrs);
+        self.start_if_complete(index)
+    }
+
+    /// The index of the next available entry of a ring.
+    ///
+    /// # Errors
+    /// When there is no such ring, it runs, or it is not an index.
+    pub fn set_base(&mut self, index: u32, base: u32) -> Result<(), RingError> {
+        let ring = self.stopped(index)?;
+        ring.base = u16::try_from(base).map_err(|_| RingError::Base { index, base })?;
+        Ok(())
+    }
+
+    /// Stops a ring, waits for its I/O, and tells its index. It starts again with a new kick fd.
+    ///
+    /// # Errors
+    /// When there is no such ring.
+    pub fn take_base(&mut self, index: u32) -> Result<u16, RingError> {
+        self.stop(index)?;
+        let ring = self.ring(index)?;
+        ring.kick = None;
+        Ok(ring.base)
+    }
+
+    /// The event fd by which the driver kicks.
+    ///
+    /// # Errors
+    /// When there is no such ring, it is no event fd, or the ring is complete with it and cannot be started.
+    pub fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), RingError> {
+        self.ring(index)?;
+        let kick = kick.ok_or(RingError::NoKick { index })?;
+        let kick = event_fd("kick", index, kick)?;
+        self.stop(index)?;
+        self.ring(index)?.kick = Some(kick);
+        self.start_if_complete(index)
+    }
+
+    /// The event fd by which the driver is called; none when it polls.
+    ///
+    /// # Errors
+    /// When there is no such ring or it is no event fd.
+    pub fn set_call(&mut self, index: u32, call: Option<File>) -> Result<(), RingError> {
+        self.ring(index)?;
+        let call = call.map(|call| event_fd("call", index, call)).transpose()?;
+        let ring = self.ring(index)?;
+        if let Some(served) = &ring.served {
+            served.set_call(call.as_ref().and_then(|call| call.try_clone().ok()));
+        }
+        ring.call = call;
+        Ok(())
+    }
+
+    /// The event fd by which a broken ring is told, from its next start on.
+    ///
+    /// # Errors
+    /// When there is no such ring or it is no event fd.
+    pub fn set_err(&mut self, index: u32, err: Option<File>) -> Result<(), RingError> {
+        self.ring(index)?;
+        self.ring(index)?.err = err.map(|err| event_fd("err", index, err)).transpose()?;
+        Ok(())
+    }
+
+    /// Enables or disables a ring.
+    ///
+    /// # Errors
+    /// When there is no such ring, or it is complete with that and cannot be started.
+    pub fn set_enabled(&mut self, index: u32, enabled: bool) -> Result<(), RingError> {
+        self.ring(index)?.enabled = enabled;
+        if enabled { self.start_if_complete(index) } else { self.stop(index) }
+    }
+
+    /// The guest's memory from now on. Running rings stop, and start again if their memory is still there; one
+    /// whose memory is gone is broken and told so by its err fd.
+    pub fn set_memory(&mut self, memory: GuestMem) {
+        let running: Vec<u32> = (0..self.count()).filter(|index| self.is_running(*index)).collect();
+        for index in &running {
+            self.stop(*index).expect("it was just seen");
+        }
+        self.memory = Arc::new(memory);
+        for index in running {
+            if let Err(error) = self.start_if_complete(index) {
+                log::warn!("{}: {error}: its memory was taken away", self.name);
+                let ring = &self.rings[index as usize];
+                if let Some(mut err) = ring.err.as_ref() {
+                    let _ = err.write(&1_u64.to_ne_bytes());
+                }
+            }
+        }
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMem {
+        &self.memory
+    }
+
+    /// Stops all rings and forgets how they were set up. The memory stays.
+    pub fn reset(&mut self) {
+        self.stop_all();
+        self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
+        self.features = 0;
+    }
+
+    /// Stops all rings and waits for their I/O.
+    pub fn stop_all(&mut self) {
+        for index in 0..self.count() {
+            self.stop(index).expect("it is one of them");
+        }
+    }
+
+    fn count(&self) -> u32 {
+        u32::from(self.device.num_queues())
+    }
+
+    fn is_running(&self, index: u32) -> bool {
+        self.rings[index as usize].served.is_some()
+    }
+
+    fn ring(&mut self, index: u32) -> Result<&mut Ring, RingError> {
+        let count = self.rings.len();
+        self.rings.get_mut(index as usize).ok_or(RingError::Index { index, count })
+    }
+
+    /// The ring, which must not be running.
+    fn stopped(&mut self, index: u32) -> Result<&mut Ring, RingError> {
+        let ring = self.ring(index)?;
+        if ring.served.is_some() { Err(RingError::Running { index }) } else { Ok(ring) }
+    }
+
+    fn stop(&mut self, index: u32) -> Result<(), RingError> {
+        let ring = self.ring(index)?;
+        if let Some(served) = ring.served.take() {
+            ring.base = served.stop();
+        }
+        Ok(())
+    }
+
+    fn start_if_complete(&mut self, index: u32) -> Result<(), RingError> {
+        let ring = &self.rings[index as usize];
+        let complete = ring.enabled && ring.size > 0 && ring.served.is_none();
+        let (true, Some(addrs), Some(kick)) = (complete, ring.addrs, &ring.kick) else { return Ok(()) };
+        let host = |source| RingError::Start { index, source: StartError::Host(source) };
+        let clone = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
+        let setup = ServiceSetup {
+            name: format!("{} ring {index}", self.name),
+            kick: kick.try_clone().map_err(host)?,
+            call: clone(&ring.call).map_err(host)?,
+            err: clone(&ring.err).map_err(host)?,
+            ring: self
+                .resolve(ring.size, addrs, ring.base)
+                .map_err(|source| RingError::Setup { index, source })?,
+            memory: Arc::clone(&self.memory),
+            device: Arc::clone(&self.device),
+        };
+        let served = self.workers.serve(setup).map_err(|source| RingError::Start { index, source })?;
+        self.rings[index as usize].served = Some(served);
+        Ok(())
+    }
+
+    /// A ring in guest addresses.
+    fn resolve(&self, size: u16, addrs: RingAddrs, next_avail: u16) -> Result<RingSetup, SetupError> {
+        let has = |bit: u32| self.features & (1 << bit) != 0;
+        let mut setup = RingSetup {
+            size,
+            desc: addrs.desc,
+            avail: addrs.avail,
+            used: addrs.used,
+            next_avail,
+            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+        };
+        let lengths = parts(&setup);
+        for (addr, part) in [&mut setup.desc, &mut setup.avail, &mut setup.used].into_iter().zip(lengths) {
+            part.check_align(*addr)?;
+            let guest = self.memory.user_to_guest(*addr, part.len as u64);
+            *addr = guest.ok_or(SetupError::Unmapped { part: part.name, addr: *addr, len: part.len })?;
+        }
+        Ok(setup)
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
+/// Checks that a file can be one to wait on: event fds have no type (eventfd(2) gives an anonymous inode), unlike
+/// pipes, sockets and files, on which a read or write could wait for ever.
+fn event_fd(what: &'static str, index: u32, file: File) -> Result<File, RingError> {
+    let is_anonymous =
+        fstat(&file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Unknown);
+    if is_anonymous { Ok(file) } else { Err(RingError::NotAnEventFd { what, index }) }
+}

@@ -1,0 +1,323 @@
+//! One connection: what the front-end's messages do to the device (vhost-user.rst).
+//!
+//! Framing and validation are the `vhost` crate's; it calls the methods here, one per message. What a message asks for
+//! and cannot have is an error, and then nothing has changed: the crate answers with a non-zero acknowledgement where
+//! one was asked for, and [`crate::server`] closes the connection where none was.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use sluice_mem::guest::GuestMem;
+use sluice_mem::region::{Region, RegionError, RegionInfo};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use crate::config::WriteError;
+use crate::device::Device;
+use crate::rings::{RingAddrs, RingError, Rings};
+use crate::workers::Workers;
+
+/// Why a message was refused: the front-end's mistake, or, in [`RingError::Start`], the host's.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// Bits that were not offered.
+    #[error("{what} {bits:#x} were not offered")]
+    Features {
+        /// Which kind of features.
+        what: &'static str,
+        /// The bits.
+        bits: u64,
+    },
+    /// A ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A region of memory.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// As many regions as there may be.
+    #[error("{count} regions of memory: at most {} are possible", Session::REGIONS_MAX)]
+    TooManyRegions {
+        /// How many there would be.
+        count: usize,
+    },
+    /// A region that is not there.
+    #[error("no region of {size} bytes at guest address {guest_addr:#x} to remove")]
+    NoSuchRegion {
+        /// Its guest address.
+        guest_addr: u64,
+        /// Its size.
+        size: u64,
+    },
+    /// A part of the config space that does not exist.
+    #[error("{size} bytes at offset {offset} of the config space")]
+    ConfigRange {
+        /// Where.
+        offset: u32,
+        /// How many.
+        size: u32,
+    },
+    /// A field that cannot be written.
+    #[error(transparent)]
+    ConfigWrite(#[from] WriteError),
+    /// A message that belongs to a feature that was not offered.
+    #[error("{message} belongs to a feature that was not offered")]
+    NotOffered {
+        /// Its name.
+        message: &'static str,
+    },
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        Self::ReqHandlerError(std::io::Error::other(error))
+    }
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Session {
+    device: Arc<Device>,
+    rings: Rings,
+    /// PROTOCOL_FEATURES was negotiated, so rings begin disabled.
+    protocol_features: bool,
+}
+
+impl Session {
+    /// The most regions of memory: what fits a message of the largest front-end (QEMU's `MAX_MEM_SLOTS`).
+    pub const REGIONS_MAX: usize = 509;
+
+    /// What is offered beside the device's own features.
+    const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+        .union(VhostUserProtocolFeatures::CONFIG)
+        .union(VhostUserProtocolFeatures::REPLY_ACK)
+        .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        .union(VhostUserProtocolFeatures::RESET_DEVICE);
+
+    /// A new connection to `device`, called `name` in the log.
+    #[must_use]
+    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
+        let rings = Rings::new(name, Arc::clone(&device), workers);
+        Self { device, rings, protocol_features: false }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.config().features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn set_regions(&mut self, regions: Vec<Region>) -> std::result::Result<(), SessionError> {
+        if regions.len() > Self::REGIONS_MAX {
+            return Err(SessionError::TooManyRegions { count: regions.len() });
+        }
+        self.rings.set_memory(GuestMem::new(regions)?);
+        Ok(())
+    }
+
+    fn try_set_features(&mut self, features: u64) -> std::result::Result<(), SessionError> {
+        let unknown = features & !self.offered();
+        if unknown != 0 {
+            return Err(SessionError::Features { what: "features", bits: unknown });
+        }
+        self.device.config().accept(features);
+        self.rings.set_features(features);
+        self.protocol_features = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0;
+        if !self.protocol_features {
+            self.rings.set_all_enabled(true)?;
+        }
+        Ok(())
+    }
+
+    fn try_remove_region(&mut self, info: RegionInfo) -> std::result::Result<(), SessionError> {
+        let RegionInfo { guest_addr, size, user_addr, .. } = info;
+        let is_it = |region: &Region| {
+            (region.guest_addr(), region.size(), region.user_addr()) == (guest_addr, size, user_addr)
+        };
+        let mut regions = self.rings.memory().regions().to_vec();
+        let at = regions.iter().position(is_it).ok_or(SessionError::NoSuchRegion { guest_addr, size })?;
+        regions.remove(at);
+        self.set_regions(regions)
+    }
+}
+
+fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
+    RegionInfo {
+        guest_addr: region.guest_phys_addr,
+        size: region.memory_size,
+        user_addr: region.user_addr,
+        mmap_offset: region.mmap_offset,
+    }
+}
+
+fn not_offered<T>(message: &'static str) -> Result<T> {
+    Err(SessionError::NotOffered { message }.into())
+}
+
+fn ring(result: std::result::Result<(), RingError>) -> Result<()> {
+    Ok(result.map_err(SessionError::from)?)
+}
+
+impl VhostUserBackendReqHandlerMut for Session {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Deprecated; front-ends that send it mean that rings stop.
+    fn reset_owner(&mut self) -> Result<()> {
+        self.rings.stop_all();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.rings.reset();
+        self.device.config().reset();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        Ok(self.try_set_features(features)?)
+    }
+
+    fn set_mem_table(
+        &mut self,
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<u64>>> {
+        let map = |(region, file)| Region::map(region_info(region), file);
+        let regions: std::result::Result<Vec<_>, RegionError> = table.iter().zip(files).map(map).collect();
+        self.set_regions(regions.map_err(SessionError::from)?)?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        ring(self.rings.set_num(index, num))
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        desc: u64,
+        used: u64,
+        avail: u64,
+        _log: u64,
+    ) -> Result<()> {
+        ring(self.rings.set_addrs(index, RingAddrs { desc, avail, used }))
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        ring(self.rings.set_base(index, base))
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let base = self.rings.take_base(index).map_err(SessionError::from)?;
+        Ok(VhostUserVringState::new(index, u32::from(base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        ring(self.rings.set_kick(u32::from(index), fd))
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        ring(self.rings.set_call(u32::from(index), fd))
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        ring(self.rings.set_err(u32::from(index), fd))
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(Self::PROTOCOL)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !Self::PROTOCOL.bits();
+        if unknown != 0 {
+            return Err(SessionError::Features { what: "protocol features", bits: unknown }.into());
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(u64::from(self.device.num_queues()))
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        ring(self.rings.set_enabled(index, enable))
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let bytes = self.device.config().read(offset, size);
+        Ok(bytes.ok_or(SessionError::ConfigRange { offset, size })?)
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        Ok(self.device.config().write(offset, data).map_err(SessionError::from)?)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(Self::REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<u64>> {
+        let region = Region::map(region_info(region), fd).map_err(SessionError::from)?;
+        let mut regions = self.rings.memory().regions().to_vec();
+        regions.push(region);
+        self.set_regions(regions)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        Ok(self.try_remove_region(region_info(region))?)
+    }
+
+    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
+        not_offered("GPU_SET_SOCKET")
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        not_offered("GET_SHARED_OBJECT")
+    }
+
+    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        not_offered("GET_INFLIGHT_FD")
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        not_offered("SET_INFLIGHT_FD")
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _fd: File,
+    ) -> Result<Option<File>> {
+        not_offered("SET_DEVICE_STATE_FD")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        not_offered("CHECK_DEVICE_STATE")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        not_offered("GET_SHMEM_CONFIG")
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        not_offered("SET_LOG_BASE")
+    }
+}

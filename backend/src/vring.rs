@@ -1,0 +1,327 @@
+//! A running split ring: take heads, put used elements, tell the driver (virtio 1.3, 2.7).
+//!
+//! A ring that is being set up is a [`RingSetup`], a plain description; [`Vring::start`] checks it against the guest's
+//! memory and gives the running ring, so that a ring that runs has addresses that can be accessed. Those are resolved
+//! once, not per request. Indices are single 16-bit atomic accesses; `used.idx` is published once per batch, with
+//! release order, after the elements and the status bytes before them.
+//!
+//! The driver is not trusted: what it can get wrong in the rings themselves is a [`RingFault`], after which nothing
+//! more is fetched.
+
+use std::sync::atomic::{Ordering, fence};
+
+use sluice_mem::guest::MemPin;
+use sluice_mem::slice::GuestSlice;
+use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use virtio_queue::desc::split::Descriptor;
+
+/// The largest ring of the specification (virtio 1.3, 2.7).
+pub const SIZE_MAX: u16 = 32768;
+
+/// A ring as the front-end describes it. Addresses are the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RingSetup {
+    /// How many descriptors; a power of two.
+    pub size: u16,
+    /// Where the descriptor table is.
+    pub desc: u64,
+    /// Where the driver area (available ring) is.
+    pub avail: u64,
+    /// Where the device area (used ring) is.
+    pub used: u64,
+    /// The index of the next available entry to take.
+    pub next_avail: u16,
+    /// RING_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// RING_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+}
+
+/// Why a ring cannot be started: the front-end's mistake.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// Not a size for a ring.
+    #[error("a ring of {size} descriptors: 1 to {SIZE_MAX} and a power of two is possible")]
+    Size {
+        /// The size that was asked for.
+        size: u32,
+    },
+    /// A part of the ring is not aligned as virtio asks (2.7).
+    #[error("the {part} at {addr:#x} is not aligned to {align} bytes")]
+    Misaligned {
+        /// Which part.
+        part: &'static str,
+        /// Where it is.
+        addr: u64,
+        /// What its address must be a multiple of.
+        align: u64,
+    },
+    /// A part of the ring is not, or not wholly, in one region of memory.
+    #[error("the {part}, {len} bytes at {addr:#x}, is not in the memory table")]
+    Unmapped {
+        /// Which part.
+        part: &'static str,
+        /// Where it is.
+        addr: u64,
+        /// How many bytes it has.
+        len: usize,
+    },
+}
+
+/// What a driver got wrong in the ring itself. The ring stops until it is set up anew.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RingFault {
+    /// `avail.idx` is ahead by more than there are descriptors, or went back.
+    #[error("avail.idx {idx} is more than {size} ahead of {next}")]
+    AvailIndex {
+        /// What the driver wrote.
+        idx: u16,
+        /// What is taken next.
+        next: u16,
+        /// Descriptors of the ring.
+        size: u16,
+    },
+    /// A head that is no descriptor.
+    #[error("head {head} of a ring of {size}")]
+    Head {
+        /// What the driver wrote.
+        head: u16,
+        /// Descriptors of the ring.
+        size: u16,
+    },
+    /// A head that is in flight already.
+    #[error("head {head} was made available while it is in flight")]
+    HeadInFlight {
+        /// The head.
+        head: u16,
+    },
+    /// A chain that leads nowhere good: see the reason.
+    #[error("the chain at head {head} {reason}")]
+    Chain {
+        /// The chain's head.
+        head: u16,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+const AVAIL_FLAGS: usize = 0;
+const AVAIL_IDX: usize = 2;
+const AVAIL_RING: usize = 4;
+const USED_FLAGS: usize = 0;
+const USED_IDX: usize = 2;
+const USED_RING: usize = 4;
+
+/// A running ring.
+#[derive(Debug)]
+pub struct Vring {
+    desc: GuestSlice,
+    avail: GuestSlice,
+    used: GuestSlice,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The index of the next available entry to take.
+    next_avail: u16,
+    /// `avail.idx` as it was read last.
+    seen_avail: u16,
+    /// The index of the next used element to write.
+    next_used: u16,
+    /// `used.idx` as the driver can see it.
+    published: u16,
+    in_flight: Vec<bool>,
+}
+
+impl Vring {
+    /// Starts a ring where `setup` says. The used index is what the ring has in memory.
+    ///
+    /// # Errors
+    /// [`SetupError`] when the description does not fit the memory.
+    pub fn start(setup: &RingSetup, pin: &MemPin) -> Result<Self, SetupError> {
+        check_size(u32::from(setup.size))?;
+        let [desc, avail, used] = parts(setup);
+        let desc = desc.slice(pin, setup.desc)?;
+        let avail = avail.slice(pin, setup.avail)?;
+        let used = used.slice(pin, setup.used)?;
+        let next_used = used.load_u16(USED_IDX, Ordering::Acquire);
+        Ok(Self {
+            desc,
+            avail,
+            used,
+            size: setup.size,
+            event_idx: setup.event_idx,
+            indirect: setup.indirect,
+            next_avail: setup.next_avail,
+            seen_avail: setup.next_avail,
+            next_used,
+            published: next_used,
+            in_flight: vec![false; usize::from(setup.size)],
+        })
+    }
+
+    /// How many descriptors it has.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Whether indirect descriptors were negotiated.
+    #[must_use]
+    pub fn has_indirect(&self) -> bool {
+        self.indirect
+    }
+
+    /// The index of the next available entry: what GET_VRING_BASE answers.
+    #[must_use]
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// A copy of a descriptor, read once.
+    ///
+    /// # Panics
+    /// When `index` is not below the ring's size.
+    #[must_use]
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        assert!(index < self.size, "descriptor {index} of {}", self.size);
+        self.desc.read(16 * usize::from(index))
+    }
+
+    /// Takes the next head; `None` when there is none. `avail.idx` is read when all entries up to the one read last
+    /// were taken.
+    ///
+    /// # Errors
+    /// [`RingFault`] when the index or the head cannot be. Nothing is taken.
+    pub fn take_head(&mut self) -> Result<Option<u16>, RingFault> {
+        if self.next_avail == self.seen_avail {
+            // Acquire: the entries, and what they lead to, were written before the index.
+            let idx = self.avail.load_u16(AVAIL_IDX, Ordering::Acquire);
+            if idx.wrapping_sub(self.next_avail) > self.size {
+                return Err(RingFault::AvailIndex { idx, next: self.next_avail, size: self.size });
+            }
+            self.seen_avail = idx;
+            if idx == self.next_avail {
+                return Ok(None);
+            }
+        }
+        let entry = AVAIL_RING + 2 * self.position(self.next_avail);
+        let head = self.avail.load_u16(entry, Ordering::Relaxed);
+        match self.in_flight.get_mut(usize::from(head)) {
+            None => Err(RingFault::Head { head, size: self.size }),
+            Some(true) => Err(RingFault::HeadInFlight { head }),
+            Some(in_flight) => {
+                *in_flight = true;
+                self.next_avail = self.next_avail.wrapping_add(1);
+                Ok(Some(head))
+            }
+        }
+    }
+
+    /// Gives a head back with `len` bytes written to its buffers. The driver sees it after [`Vring::publish`].
+    ///
+    /// # Panics
+    /// When the head is not in flight.
+    pub fn put_used(&mut self, head: u16, len: u32) {
+        let was_in_flight = std::mem::take(&mut self.in_flight[usize::from(head)]);
+        assert!(was_in_flight, "head {head} is given back once");
+        // id (u32) | len (u32), both little-endian.
+        let element = u64::from(head) | u64::from(len) << 32;
+        self.used.write(USED_RING + 8 * self.position(self.next_used), element.to_le());
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver all used elements. Returns whether it wants to be called.
+    #[must_use]
+    pub fn publish(&mut self) -> bool {
+        if self.published == self.next_used {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.published, self.next_used);
+        // Release: the elements and the status bytes come first.
+        self.used.store_u16(USED_IDX, self.next_used, Ordering::Release);
+        // The index has to be visible before the driver's wish is read, or a wish made in between is lost.
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            let flags = self.avail.load_u16(AVAIL_FLAGS, Ordering::Relaxed);
+            return u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        }
+        let event = self.avail.load_u16(AVAIL_RING + 2 * usize::from(self.size), Ordering::Relaxed);
+        // virtio 1.3, 2.7.7.2: when the index has moved past the one that the driver waits for.
+        self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
+    }
+
+    /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
+    /// already: then no kick will come for it.
+    pub fn enable_kick(&mut self) -> bool {
+        if self.event_idx {
+            let event = USED_RING + 8 * usize::from(self.size);
+            self.used.store_u16(event, self.next_avail, Ordering::Relaxed);
+        } else {
+            self.used.store_u16(USED_FLAGS, 0, Ordering::Relaxed);
+        }
+        // The wish has to be visible before the index is read, or a kick is missed.
+        fence(Ordering::SeqCst);
+        self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed) != self.next_avail
+    }
+
+    /// Asks the driver not to kick. With event indices that is so by itself once the index passed the event.
+    pub fn disable_kick(&mut self) {
+        if !self.event_idx {
+            let flags = u16::try_from(VRING_USED_F_NO_NOTIFY).expect("a flag of 16 bits");
+            self.used.store_u16(USED_FLAGS, flags, Ordering::Relaxed);
+        }
+    }
+
+    fn position(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+}
+
+/// Whether a ring can have so many descriptors.
+///
+/// # Errors
+/// [`SetupError::Size`] when not.
+pub fn check_size(size: u32) -> Result<u16, SetupError> {
+    let small = u16::try_from(size).ok().filter(|n| *n <= SIZE_MAX && n.is_power_of_two());
+    small.ok_or(SetupError::Size { size })
+}
+
+/// One of the three areas of memory that make a ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// What it is called.
+    pub name: &'static str,
+    /// How many bytes it has.
+    pub len: usize,
+    align: u64,
+}
+
+/// The descriptor table, the driver area and the device area of a ring (virtio 1.3, 2.7).
+#[must_use]
+pub fn parts(setup: &RingSetup) -> [Part; 3] {
+    let n = usize::from(setup.size);
+    let event = if setup.event_idx { 2 } else { 0 };
+    [
+        Part { name: "descriptor table", len: 16 * n, align: 16 },
+        Part { name: "available ring", len: AVAIL_RING + 2 * n + event, align: 2 },
+        Part { name: "used ring", len: USED_RING + 8 * n + event, align: 4 },
+    ]
+}
+
+impl Part {
+    /// Whether it may be at `addr`.
+    ///
+    /// # Errors
+    /// [`SetupError::Misaligned`] when not.
+    pub fn check_align(self, addr: u64) -> Result<(), SetupError> {
+        let Self { name: part, align, .. } = self;
+        if addr.is_multiple_of(align) { Ok(()) } else { Err(SetupError::Misaligned { part, addr, align }) }
+    }
+
+    fn slice(self, pin: &MemPin, addr: u64) -> Result<GuestSlice, SetupError> {
+        self.check_align(addr)?;
+        pin.slice(addr, self.len).map_err(|_| SetupError::Unmapped { part: self.name, addr, len: self.len })
+    }
+}
