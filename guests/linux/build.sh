@@ -179,9 +179,9 @@ unpacked() {
 copy_libraries() {
   local needed library
   for needed in $(readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
-    [[ ! -e $tree/lib64/$needed ]] || continue
+    [[ ! -e $tree/lib/x86_64-linux-gnu/$needed ]] || continue
     library=$(unpacked "$needed")
-    cp -L "$library" "$tree/lib64/"
+    cp -L "$library" "$tree/lib/x86_64-linux-gnu/"
     copy_libraries "$library"
   done
 }
@@ -190,7 +190,7 @@ build_initramfs() {
   say "packing the initramfs"
   tree=$work/tree
   local name deb module applet
-  mkdir -p "$tree"/{bin,sbin,lib,lib64,etc,jobs,fio,modules,dev,proc,sys,tmp,mnt} "$work/unpacked"
+  mkdir -p "$tree"/{bin,sbin,lib/x86_64-linux-gnu,lib64,etc,jobs,fio,modules,dev,proc,sys,tmp,mnt} "$work/unpacked"
   for deb in "$packages"/*.deb; do
     [[ $deb == */linux-image-* || $deb == */libaio-dev_* ]] || unpack "$deb" "$work/unpacked"
   done

@@ -1,13 +1,18 @@
 # Runs fio and turns its output into results. To be sourced after report.sh.
 export DEV="/dev/$sluice_dev" DEV2="/dev/$sluice_dev2" SIZE="${sluice_fio_size:-64m}" LOOPS="${sluice_fio_loops:-1}"
 
-# run_fio NAME: the job file /fio/NAME.fio. A block that does not verify makes fio fail, and so the check.
+# run_fio NAME: the job file /fio/NAME.fio. A block that does not verify makes fio fail, and so the check. Progress goes
+# to the console.
 run_fio() {
+	local status
 	echo "fio: $1"
-	if fio --output=/tmp/fio.out --output-format=json,terse --eta=always --eta-newline=5s "/fio/$1.fio" >&2; then
+	fio --output=/tmp/fio.out --output-format=json,terse --eta=always --eta-newline=5s "/fio/$1.fio" 2>/tmp/fio.err
+	status=$?
+	cat /tmp/fio.err
+	if [ "$status" = 0 ]; then
 		passed "fio.$1"
 	else
-		failed "fio.$1" "fio's status $?: $(grep -m 1 -E '^fio:|^verify:|error' /tmp/fio.out)"
+		failed "fio.$1" "status $status: $(cat /tmp/fio.err /tmp/fio.out | grep -m 1 -E 'verify|^fio:')"
 	fi
 	grep '^3;' /tmp/fio.out | summarise >&3
 	sed -n '/^{/,/^}/p' /tmp/fio.out | text "fio.$1.json"
