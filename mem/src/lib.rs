@@ -11,7 +11,7 @@
 //! | [`mempool`] | a fixed reserve of objects | `mempool_t` |
 //! | [`region`] | one front-end fd, mapped | none |
 //! | [`guest`] | all regions: guest address to memory | none (`struct kvm_memslots`) |
-//! | [`slice`] | a range of guest memory, with volatile copies | none |
+//! | [`mod@slice`] | a range of guest memory, copied in and out | none |
 //! | [`sglist`] | the pieces of memory that one transfer touches | `struct bio_vec` arrays, `struct scatterlist` |
 //! | [`bounce`] | a stand-in for memory that the disk cannot take | `block/bounce.c` |
 

@@ -13,6 +13,7 @@ use crate::PAGE_SIZE;
 use crate::gfp::Gfp;
 use crate::guest::{BadAddress, MemPin};
 use crate::kzalloc::{AllocError, Arena, KBox, Pages, kzalloc};
+use crate::slice::copy_once;
 
 /// One piece of memory: a `struct iovec`, to be handed to the kernel.
 #[derive(Clone, Copy)]
@@ -64,7 +65,7 @@ impl IoVec {
     pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
         assert_eq!(bytes.len(), self.len());
         // SAFETY: a piece is mapped memory of `len` bytes; `bytes` is as long, and not part of it, being ours.
-        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { copy_once(self.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
     }
 
     fn copy_in(&self, bytes: &[u8]) {
@@ -120,7 +121,7 @@ impl SgList {
         }
     }
 
-    /// A list of zeroed pages of ours, `size` bytes in all.
+    /// A list of zeroed pages of ours, `size` bytes in all, at least one.
     ///
     /// # Errors
     /// [`AllocError::Exhausted`] when `gfp` gets too few pages, [`AllocError::TooLarge`] when they could be more
@@ -129,6 +130,7 @@ impl SgList {
         if size > Self::CAPACITY * PAGE_SIZE {
             return Err(AllocError::TooLarge { size });
         }
+        debug_assert!(size > 0, "a piece of a list is never empty");
         let mut list = Self::new();
         let pages = Pages::alloc(arena, size, gfp)?;
         // Worst case: no two pages are neighbours.

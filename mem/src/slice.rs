@@ -1,13 +1,13 @@
-//! A range of guest memory: pointer and length, with volatile copies; never `&[u8]`.
+//! A range of guest memory: pointer and length, to be copied in and out; never `&[u8]`.
 //!
 //! The guest may write to its memory at any moment, so a reference into it would be undefined behaviour. All access
-//! is a copy in or out, and what is used more than once is copied out first. Ring indices are accessed with single
+//! is a copy in or out, and what is used more than once is copied out first, once (see `copy_once`). Ring indices are accessed with single
 //! 16-bit atomic operations (virtio 1.3, 2.7.6 and 2.7.13 ask for the barriers that the orderings give). No Linux
 //! counterpart.
 #![expect(unsafe_code, reason = "reads and writes memory that another process shares")]
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering, compiler_fence};
 
 use vm_memory::ByteValued;
 
@@ -53,7 +53,7 @@ impl GuestSlice {
         let target = std::ptr::from_mut(&mut value).cast::<u8>();
         // SAFETY: `at` checked that the source has `size_of::<T>()` bytes, `value` is as long and ours alone, and
         // T is plain data for which every pattern of bytes is valid (ByteValued).
-        unsafe { std::ptr::copy_nonoverlapping(source, target, size_of::<T>()) };
+        unsafe { copy_once(source, target, size_of::<T>()) };
         value
     }
 
@@ -100,4 +100,15 @@ impl GuestSlice {
         // other process is outside of Rust's memory model and does single 16-bit accesses by virtio's rules.
         unsafe { AtomicU16::from_ptr(ptr) }
     }
+}
+
+/// Copies memory that somebody else may change at the same time. What was copied is what it stays: without the fence
+/// the compiler might later read from `source` again instead of from `target`, past the checks of what was in there.
+///
+/// # Safety
+/// `source` must be mapped memory of `len` bytes, and `target` as many bytes of ours that are not part of it.
+pub(crate) unsafe fn copy_once(source: *const u8, target: *mut u8, len: usize) {
+    // SAFETY: as the caller vouches.
+    unsafe { std::ptr::copy_nonoverlapping(source, target, len) };
+    compiler_fence(Ordering::Acquire);
 }
