@@ -245,7 +245,7 @@ impl Client {
         self.in_kernel
     }
 
-    /// Waits until something finishes, this client's or another's. Events that others have not taken do not count.
+    /// Waits until something finishes, this client's or another's, unless this client has an event to take already.
     ///
     /// # Errors
     /// What [`Ring::enter`] says.
