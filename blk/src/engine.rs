@@ -5,12 +5,16 @@
 //! - Requests may finish in any order.
 //! - Until then the engine alone owns the request and its memory.
 //! - Dropping an engine waits for what is in flight: the kernel never writes to memory that is gone.
+//! - After a sync has failed, all fail, those of the disk's other queues too.
 
 pub mod ring;
 pub mod sync;
 pub mod uring;
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::Errno;
 
 use crate::request::{IoResult, Request};
 
@@ -34,4 +38,30 @@ pub struct Backing {
     pub file: File,
     /// Whether it is a block device.
     pub is_block: bool,
+    sync_failed: AtomicBool,
+}
+
+impl Backing {
+    /// The backing for an opened file or block device.
+    #[must_use]
+    pub fn new(file: File, is_block: bool) -> Self {
+        Self { file, is_block, sync_failed: AtomicBool::new(false) }
+    }
+
+    /// What to say of a sync of which the system says `result`.
+    ///
+    /// The kernel tells once that it has lost data, and whoever asks again hears that all is well (fsync(2), since
+    /// Linux 4.13). A guest does ask again, so here a failure is told until the file is opened anew.
+    fn synced(&self, result: IoResult) -> IoResult {
+        match result {
+            Ok(_) if self.sync_failed.load(Ordering::Acquire) => Err(Errno::IO),
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => result,
+            Err(error) => {
+                if !self.sync_failed.swap(true, Ordering::AcqRel) {
+                    log::error!("what was written may be lost ({error}): no flush succeeds from now on");
+                }
+                result
+            }
+        }
+    }
 }

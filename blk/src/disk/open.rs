@@ -112,7 +112,7 @@ pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
     let capacity = capacity(path, &file, &limits)?;
     let canonical = path.canonicalize().map_err(query)?;
     Ok(Disk {
-        backing: Arc::new(Backing { file, is_block }),
+        backing: Arc::new(Backing::new(file, is_block)),
         path: path.clone(),
         capacity,
         limits,

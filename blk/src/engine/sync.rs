@@ -40,14 +40,14 @@ impl Engine for SyncEngine {
     }
 }
 
-/// Does what the request asks for, at once. Also the fallback for what a ring cannot do.
-pub(super) fn execute(backing: &Backing, request: &Request) -> IoResult {
+/// Does what the request asks for, at once.
+fn execute(backing: &Backing, request: &Request) -> IoResult {
     let file = &backing.file;
     let (offset, len) = (request.offset(), request.len());
     match request.command() {
         Command::Read => transfer(backing, request, false),
         Command::Write { .. } => transfer(backing, request, true),
-        Command::Sync => fdatasync(file).map(|()| 0),
+        Command::Sync => backing.synced(fdatasync(file).map(|()| 0)),
         Command::Discard => fallocate(file, discard_mode(), offset, len).map(|()| 0),
         Command::Zero { unmap } => fallocate(file, zero_mode(unmap), offset, len).map(|()| 0),
     }

@@ -46,7 +46,8 @@ impl Engine for UringEngine {
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
         let tag = request.tag();
         let slot = &mut self.slots[tag.index()];
-        debug_assert!(slot.is_none(), "a tag has one request");
+        // Else the kernel would lose the memory that it is writing to.
+        assert!(slot.is_none(), "a tag has one request");
         let request = slot.insert(request);
         let entry = entry(&self.backing, self.client.file_slot(), request);
         let token = u32::try_from(tag.index()).expect("a tag has 16 bits");
@@ -65,6 +66,8 @@ impl Engine for UringEngine {
                 self.slots[event.token as usize].take().expect("an event is of a request in flight");
             let result = u32::try_from(event.result)
                 .map_err(|_| Errno::from_raw_os_error(event.result.saturating_neg()));
+            let result =
+                if request.command() == Command::Sync { self.backing.synced(result) } else { result };
             done.push((request, result));
         }
     }
