@@ -92,6 +92,12 @@ impl Bio {
         }
     }
 
+    /// Whether a transfer concerns as much of the disk as of memory.
+    pub(crate) fn is_sound(&self) -> bool {
+        let moves_data = matches!(self.op, Op::Read | Op::Write { .. });
+        !moves_data || self.range.len() == self.sg.bytes() as u64
+    }
+
     /// This bio and those after it.
     pub(crate) fn list(&self) -> impl Iterator<Item = &Bio> {
         std::iter::successors(Some(self), |bio| bio.next.as_deref())

@@ -34,6 +34,16 @@ impl QueueLimits {
 
     /// The most bytes in one request: what a bounce buffer holds.
     pub const BYTES_MAX: u32 = 1024 * 1024;
+
+    /// Whether a request can be cut to these limits wherever its memory lies: the block and the alignment are powers
+    /// of two, and the largest request is whole ones of both and fits a bounce buffer.
+    #[must_use]
+    pub fn are_sound(&self) -> bool {
+        let fits = |unit: u32| unit.is_power_of_two() && self.max_bytes.is_multiple_of(unit);
+        fits(self.logical_block_size)
+            && fits(self.dma_alignment)
+            && (1..=Self::BYTES_MAX).contains(&self.max_bytes)
+    }
 }
 
 const _: () = assert!(QueueLimits::BYTES_MAX as usize == Bounce::BYTES_MAX);

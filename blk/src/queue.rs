@@ -132,7 +132,10 @@ pub struct RequestQueue {
     /// Requests that go to the engine again. At most as many as there are tags.
     again: VecDeque<Request>,
     reaped: Vec<(Request, IoResult)>,
+    /// At most as many as `depth`.
     done: VecDeque<Completed>,
+    /// The last dispatch had to stop, and nothing has come back from the engine since.
+    stalled: bool,
     unsupported: Unsupported,
     stats: Arc<Stats>,
 }
@@ -154,7 +157,11 @@ impl RequestQueue {
     ///
     /// # Errors
     /// When there is no address space for the arena.
+    ///
+    /// # Panics
+    /// When the limits are [not ones](QueueLimits::are_sound) that a disk can have.
     pub fn new(config: QueueConfig, engine: Box<dyn Engine>) -> io::Result<Self> {
+        assert!(config.limits.are_sound(), "{:?}", config.limits);
         let depth = usize::from(config.depth);
         let bios = BioSet::new(depth);
         let tags = Self::tags(config.depth);
@@ -174,6 +181,7 @@ impl RequestQueue {
             bios,
             arena,
             config,
+            stalled: false,
             unsupported: Unsupported::default(),
             stats: Arc::default(),
         })
@@ -189,7 +197,7 @@ impl RequestQueue {
     /// the guest's ring: what is not taken waits there.
     #[must_use]
     pub fn can_accept(&self) -> bool {
-        !self.free_chains.is_empty()
+        !self.is_full()
             && self.bios.has_chain()
             && self.arena.available_pages(Gfp::Nowait) >= BioSet::CHAIN_MAX
     }
@@ -220,10 +228,17 @@ impl RequestQueue {
     /// Submits a chain of bios (Linux: `generic_make_request`); [`RequestQueue::reap`] tells when it is done, under
     /// the name `cookie`. Nothing moves before [`RequestQueue::dispatch`].
     ///
+    /// The range of a bio that reads or writes is as long as its memory. It may end within a logical block if the next
+    /// bio goes on there; what the bios of a chain have together is whole blocks.
+    ///
     /// # Errors
     /// Hands the chain back when it is empty or not of one direction, or the queue is full.
+    ///
+    /// # Panics
+    /// When a range is not as long as its memory, or, later, when a chain ends within a block.
     pub fn submit(&mut self, chain: BioChain, cookie: u32) -> Result<(), Refused> {
         let chain = Self::check(chain)?;
+        assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory: {chain:?}");
         self.park_chain(chain, cookie)
     }
 
@@ -242,7 +257,7 @@ impl RequestQueue {
     /// Hands the chain back when the queue is full.
     pub fn execute(&mut self, request: Passthrough, cookie: u32) -> Result<(), Refused> {
         let Passthrough { chain, op } = request;
-        if self.free_chains.is_empty() {
+        if self.is_full() {
             return Err(Refused { chain, reason: RefuseReason::Full });
         }
         let completed = match op {
@@ -274,10 +289,16 @@ impl RequestQueue {
         Ok(chain)
     }
 
+    /// Whether as many chains are submitted, or done and not reaped, as the queue was made for.
+    fn is_full(&self) -> bool {
+        self.free_chains.len() <= self.done.len()
+    }
+
     fn park_chain(&mut self, mut chain: BioChain, cookie: u32) -> Result<(), Refused> {
-        let Some(index) = self.free_chains.pop() else {
+        if self.is_full() {
             return Err(Refused { chain, reason: RefuseReason::Full });
-        };
+        }
+        let index = self.free_chains.pop().expect("a queue that is not full has a free chain");
         let pending = u32::try_from(chain.len()).expect("a chain is short");
         self.chains[index as usize] = Chain { cookie, pending, status: Status::Ok, bytes: 0 };
         while let Some(mut bio) = chain.pop() {
@@ -289,6 +310,7 @@ impl RequestQueue {
 
     /// Gives the engine what it can take, in the order in which it was submitted. To be called once per batch.
     pub fn dispatch(&mut self) {
+        self.stalled = true;
         while let Some(request) = self.again.pop_front() {
             if let Err(request) = self.give(request) {
                 self.again.push_front(*request);
@@ -305,6 +327,7 @@ impl RequestQueue {
                 return;
             }
         }
+        self.stalled = false;
     }
 
     /// Takes what the engine has finished, and calls `completed` for each chain that is done.
@@ -326,10 +349,12 @@ impl RequestQueue {
         self.free_chains.len() == self.chains.len() && self.done.is_empty()
     }
 
-    /// Whether something waits for [`RequestQueue::dispatch`] that the engine may take now.
+    /// Whether something waits for [`RequestQueue::dispatch`] that the engine may take now: not if the last one had to
+    /// stop and nothing has come back since. Whoever sleeps while this is true may sleep for ever, as there need not
+    /// be anything in flight.
     #[must_use]
     pub fn has_parked(&self) -> bool {
-        !self.parked.is_empty() || !self.again.is_empty()
+        !self.stalled && self.parked.len() + self.again.len() > 0
     }
 
     /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
@@ -369,10 +394,12 @@ impl RequestQueue {
     fn next_step(&self, bio: &Bio) -> Step {
         let durable = |fua: bool| fua && !self.config.ignore_flush;
         match bio.op {
-            Op::Read => Step::Run(Command::Read),
-            Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
             Op::Flush if self.config.ignore_flush => Step::End(Status::Ok),
             Op::Flush => Step::Run(Command::Sync),
+            Op::DeviceId => Step::End(Status::NotSupp),
+            _ if bio.range.len() == 0 => Step::End(Status::Ok),
+            Op::Read => Step::Run(Command::Read),
+            Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
             Op::Discard { .. } if self.unsupported.discard => Step::End(Status::Ok),
             Op::Discard { .. } => Step::Run(Command::Discard),
             Op::WriteZeroes { unmap: true, .. } if !self.unsupported.zero_unmap && !bio.zero_by_writing => {
@@ -382,7 +409,6 @@ impl RequestQueue {
                 Step::Run(Command::Zero { unmap: false })
             }
             Op::WriteZeroes { fua, .. } => Step::Run(Command::Write { dsync: durable(fua) }),
-            Op::DeviceId => Step::End(Status::NotSupp),
         }
     }
 
@@ -416,11 +442,12 @@ impl RequestQueue {
 
     /// A bio that ends within a block, and after it the bios of its chain that have the rest of the block.
     fn join(&mut self, mut bios: Box<Bio>, block: u64) -> Box<Bio> {
-        let mut bytes = bios.range.len();
+        let (mut bytes, start) = (bios.range.len(), bios.range.offset());
         while bytes < block {
             let next =
                 self.parked.pop_front().expect("a chain is whole blocks, and its bios follow one another");
             assert_eq!(next.chain, bios.chain, "a chain is whole blocks");
+            assert_eq!(next.range.offset(), start + bytes, "a block that bios share is one range");
             let take = next.range.len().min(block - bytes);
             let next = self.cut(next, take);
             bytes += take;
@@ -452,6 +479,7 @@ impl RequestQueue {
 
     /// A request came back from the engine.
     fn end(&mut self, mut request: Request, result: IoResult) {
+        self.stalled = false;
         let left = request.len();
         match (request.command, result) {
             (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {

@@ -45,7 +45,7 @@ pub struct Stats {
     pub bounced_fragmented: Counter,
     /// Requests that wrote zeroes since the disk could not make them itself.
     pub bounced_zeroes: Counter,
-    /// How often a bio had to wait for a tag or for memory.
+    /// How often dispatching stopped because there was no tag or no memory for the next bio.
     pub parked: Counter,
 }
 
