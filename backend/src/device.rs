@@ -1,6 +1,7 @@
 //! A device: a disk with an identity and a config space. It outlives the connections to it.
 
 use sluice_blk::disk::Disk;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use crate::config::DiskConfig;
@@ -75,6 +76,19 @@ impl Device {
         let id = id_of(serial).ok_or_else(|| DeviceError::Serial { serial: serial.to_owned() })?;
         let config = DiskConfig::new(&disk, num_queues, queue_size);
         Ok(Self { disk, config, id, num_queues, queue_size })
+    }
+
+    /// The protocol features to offer (vhost-user.rst).
+    pub const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+        .union(VhostUserProtocolFeatures::CONFIG)
+        .union(VhostUserProtocolFeatures::REPLY_ACK)
+        .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        .union(VhostUserProtocolFeatures::RESET_DEVICE);
+
+    /// The features to offer: the device's, the rings' and the transport's.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     /// The disk.

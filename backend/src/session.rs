@@ -91,22 +91,11 @@ impl Session {
     /// The most regions of memory: what fits a message of the largest front-end (QEMU's `MAX_MEM_SLOTS`).
     pub const REGIONS_MAX: usize = 509;
 
-    /// What is offered beside the device's own features.
-    const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
-        .union(VhostUserProtocolFeatures::CONFIG)
-        .union(VhostUserProtocolFeatures::REPLY_ACK)
-        .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
-        .union(VhostUserProtocolFeatures::RESET_DEVICE);
-
     /// A new connection to `device`, called `name` in the log.
     #[must_use]
     pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
         let rings = Rings::new(name, Arc::clone(&device), workers);
         Self { device, rings, protocol_features: false }
-    }
-
-    fn offered(&self) -> u64 {
-        self.device.config().features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn set_regions(&mut self, regions: Vec<Region>) -> std::result::Result<(), SessionError> {
@@ -118,7 +107,7 @@ impl Session {
     }
 
     fn try_set_features(&mut self, features: u64) -> std::result::Result<(), SessionError> {
-        let unknown = features & !self.offered();
+        let unknown = features & !self.device.features();
         if unknown != 0 {
             return Err(SessionError::Features { what: "features", bits: unknown });
         }
@@ -178,7 +167,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.offered())
+        Ok(self.device.features())
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
@@ -235,11 +224,11 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(Self::PROTOCOL)
+        Ok(Device::PROTOCOL_FEATURES)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !Self::PROTOCOL.bits();
+        let unknown = features & !Device::PROTOCOL_FEATURES.bits();
         if unknown != 0 {
             return Err(SessionError::Features { what: "protocol features", bits: unknown }.into());
         }
