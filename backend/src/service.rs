@@ -133,10 +133,8 @@ impl Service {
             self.fetch();
         }
         self.queue.dispatch();
-        let completed = self.complete();
-        // Room has come for what had to wait, in the queue or in the ring.
-        (completed && (self.ready || self.queue.has_parked()))
-            || (self.ready && self.queue.can_accept() && !stopping)
+        self.complete();
+        self.queue.has_parked() || (self.ready && !stopping && self.queue.can_accept())
     }
 
     /// Whether nothing of the ring is in flight.
@@ -200,19 +198,16 @@ impl Service {
         Ok(())
     }
 
-    /// Gives back what is done, and calls the driver if it wants that. Returns whether anything was done.
-    fn complete(&mut self) -> bool {
+    /// Gives back what is done, and calls the driver if it wants that.
+    fn complete(&mut self) {
         let (vring, statuses) = (&mut self.vring, &mut self.statuses);
-        let mut any = false;
         self.queue.reap(|completed| {
-            any = true;
             let (head, status, bytes) = answer(completed);
             put(vring, statuses, head, status, bytes);
         });
         if self.vring.publish() {
             self.call_driver();
         }
-        any
     }
 
     fn finish(&mut self, head: u16, status: BlkStatus, bytes: u32) {
