@@ -1,0 +1,34 @@
+# What the project can do, each in one command. `make help` lists it.
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO_TARGET_DIR ?= target
+
+.PHONY: help build demo test lint doc install
+
+help:
+	@echo 'make build    build sluice (target/release/sluice)'
+	@echo 'make demo     install what is missing, build, boot a Linux guest on a disk, run fio in it: a table at the end'
+	@echo 'make test     every check of the project, unattended'
+	@echo 'make lint     format and lints only'
+	@echo 'make doc      the documentation of the crates, in target/doc'
+	@echo 'make install  install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
+
+build:
+	cargo build --release --locked -p sluice-launcher
+
+demo:
+	scripts/demo.sh
+
+test:
+	scripts/test.sh
+
+lint:
+	scripts/test.sh lint
+
+doc:
+	cargo doc --locked --workspace --no-deps
+
+install: build
+	install -D -m 755 '$(CARGO_TARGET_DIR)/release/sluice' '$(DESTDIR)$(PREFIX)/bin/sluice'
+	install -d '$(DESTDIR)$(PREFIX)/share/qemu/vhost-user'
+	sed 's|@bindir@|$(PREFIX)/bin|' share/50-sluice.json > '$(DESTDIR)$(PREFIX)/share/qemu/vhost-user/50-sluice.json'

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# `make test`: every check of the project, unattended, from a fresh clone. Stops at the first stage that fails.
+#
+# With the name of a stage as argument (lint, unit, conformance, guests) only that one runs.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+only=${1:-all}
+summary=()
+
+# stage NAME GROUP COMMAND...: runs a command, and says what and how long.
+stage() {
+  local name=$1 group=$2 start=$SECONDS
+  shift 2
+  [[ $only == all || $only == "$group" ]] || return 0
+  printf '\n==> %s\n    %s\n' "$name" "$*"
+  "$@"
+  summary+=("$(printf '%5d s  %s' $((SECONDS - start)) "$name")")
+}
+
+crates=(-p sluice-mem -p sluice-blk -p sluice-backend -p sluice-launcher)
+suites() {
+  local suite args=()
+  for suite in "$@"; do args+=(--test "$suite"); done
+  # The tests start the daemon as a process: the binary that was just built.
+  cargo build --locked -p sluice-launcher
+  cargo test --locked -p sluice-tests "${args[@]}"
+}
+
+[[ $only == lint ]] || scripts/setup.sh build
+[[ $only == lint || $only == unit ]] || scripts/setup.sh guest
+
+stage 'format' lint cargo fmt --all --check
+stage 'lints: warnings are errors' lint cargo clippy --locked --workspace --all-targets -- -D warnings
+stage 'documentation: warnings are errors' lint env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+stage 'unit and property tests' unit cargo test --locked "${crates[@]}"
+stage 'the project checks itself: layers, unsafe, names' unit cargo test --locked -p sluice-tests --lib --test laws
+stage 'conformance: the daemon, the adapter and the reference device; libblkio' conformance suites conformance blkio
+stage 'guest images' guests sh -c 'guests/bare/build.sh && guests/linux/build.sh'
+stage 'guests in virtual machines' guests suites guest_bare guest_linux
+
+printf '\nAll stages passed:\n'
+printf '%s\n' "${summary[@]}"
