@@ -16,7 +16,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # Command, or file, and the Debian package that has it.
 build_needs=(cc=gcc ld=binutils /usr/include/stdlib.h=libc6-dev make=make pkg-config=pkg-config)
 guest_needs=(qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils qemu-storage-daemon=qemu-utils
-  cpio=cpio zstd=zstd xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
+  cpio=cpio zstd=zstd lz4=lz4 xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -48,10 +48,11 @@ installable() { apt-get -s -qq --no-install-recommends install "$@" >/dev/null 2
 # Installs "$@". Another apt may hold the lock, and an old list may name files that the mirror no longer has: both pass.
 install() {
   local try started=$SECONDS
+  say "installing: $*"
   for try in 1 2 3 4 5; do
     if installable "${@}" &&
       apt -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@" >>"$log" 2>&1; then
-      say "installed in $((SECONDS - started)) s"
+      say "done in $((SECONDS - started)) s"
       return
     fi
     # With fresh lists and nobody in the way, apt's `no` is final.
@@ -112,7 +113,6 @@ work=$(mktemp -d)
 log=$work/log
 trap 'rm -rf "$work"' EXIT
 say "missing: $commands"
-say "installing: ${packages[*]}"
 # QEMU apart: it alone may have to come from elsewhere, and must not keep the rest from being installed.
 mapfile -t qemu < <(printf '%s\n' "${packages[@]}" | grep '^qemu-' || true)
 mapfile -t plain < <(printf '%s\n' "${packages[@]}" | grep -v '^qemu-' || true)

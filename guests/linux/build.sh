@@ -151,6 +151,7 @@ extract_vmlinux() {
   case $(od -A n -t x1 -N 4 "$work/payload" | tr -d ' ') in
     # The length of the unpacked kernel follows the stream in its last four bytes.
     28b52ffd) head -c -4 "$work/payload" | zstd -dcq >"$2" ;;
+    02214c18) head -c -4 "$work/payload" | lz4 -dcq >"$2" ;;
     fd377a58) head -c -4 "$work/payload" | xz -dc --single-stream >"$2" ;;
     *) die "the kernel $image is packed in a way that this script does not know" ;;
   esac
@@ -189,7 +190,7 @@ copy_libraries() {
 build_initramfs() {
   say "packing the initramfs"
   tree=$work/tree
-  local name deb module applet
+  local name deb module applet found
   mkdir -p "$tree"/{bin,sbin,lib/x86_64-linux-gnu,lib64,etc,jobs,fio,modules,dev,proc,sys,tmp,mnt} "$work/unpacked"
   for deb in "$packages"/*.deb; do
     [[ $deb == */linux-image-* || $deb == */libaio-dev_* ]] || unpack "$deb" "$work/unpacked"
@@ -212,7 +213,12 @@ build_initramfs() {
   # The shell sorts what it loads by name: a number keeps the order.
   name=10
   for module in "${modules[@]}"; do
-    xz -dc "$(find "$work/kernel" -path "*/kernel/$module.ko.xz")" >"$tree/modules/$name-${module##*/}.ko"
+    found=$(find "$work/kernel" -path "*/kernel/$module.ko*")
+    case $found in
+      *.ko.xz) xz -dc "$found" ;;
+      *.ko) cat "$found" ;;
+      *) die "the kernel has no module $module, or packs it in a way that this script does not know" ;;
+    esac >"$tree/modules/$name-${module##*/}.ko"
     name=$((name + 1))
   done
   cp "$here/init" "$tree/init"
