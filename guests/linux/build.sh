@@ -35,8 +35,8 @@ package_choices=(
   libc6
   libaio-dev
 )
-# Kernel modules, under kernel/, in the order in which they are loaded.
-modules=(drivers/virtio/virtio_mmio drivers/block/virtio_blk)
+# What the kernel must be able to do: loaded in this order, after what they need, unless it is built in.
+modules=(virtio_pci virtio_mmio virtio_console virtio_blk ext4)
 # Programs that busybox lacks or does less well. They go to /sbin, with their libraries, and are called by path, as
 # busybox's shell prefers its own.
 programs=(mke2fs e2fsck blkdiscard fstrim fallocate)
@@ -74,7 +74,7 @@ download() {
     die "no package lists: this needs Debian 12 or later on x86-64, and its mirror"
   }
   local choice name known names=()
-  # shellcheck disable=SC2086
+  # shellcheck disable=SC2048,SC2086
   known=$(apt-cache policy ${package_choices[*]} | awk '/^[^ ]/ { name = $1 } /Candidate: [^(]/ { print name }')
   for choice in "${package_choices[@]}"; do
     name=$(first_of "$choice" "$known") || die "Debian's package lists here have none of: $choice"
@@ -164,7 +164,7 @@ build_kernel() {
   release=${release%%_*}
   say "unpacking Linux $release"
   mkdir -p "$work/kernel"
-  unpack "$packages"/linux-image-*.deb "$work/kernel" --wildcards './boot/vmlinuz-*' './*lib/modules/*/kernel/drivers/*'
+  unpack "$packages"/linux-image-*.deb "$work/kernel" --wildcards './boot/vmlinuz-*' './*lib/modules/*'
   extract_vmlinux "$work/kernel/boot/vmlinuz-$release" "$work/vmlinux"
 }
 
@@ -187,10 +187,29 @@ copy_libraries() {
   done
 }
 
+# Adds a kernel module after those that it needs. The number keeps the order when the guest loads them by name.
+add_module() {
+  local file number target needed
+  ! grep -q "/${1//_/[-_]}\.ko" "$work"/kernel/{,usr/}lib/modules/*/modules.builtin 2>/dev/null || return 0
+  ! compgen -G "$tree/modules/*-$1.ko" >/dev/null || return 0
+  file=$(find "$work/kernel" -name "${1//_/[-_]}.ko*")
+  target=$work/$1.ko
+  case $file in
+    *.ko.xz) xz -dc "$file" >"$target" ;;
+    *.ko) cp "$file" "$target" ;;
+    *) die "the kernel has no module $1, or packs it in a way that this script does not know" ;;
+  esac
+  for needed in $(readelf -p .modinfo "$target" | sed -n 's/^.*\] *depends=//p' | tr , ' '); do
+    add_module "$needed"
+  done
+  number=$(find "$tree/modules" -type f | wc -l)
+  mv "$target" "$tree/modules/$((number + 10))-$1.ko"
+}
+
 build_initramfs() {
   say "packing the initramfs"
   tree=$work/tree
-  local name deb module applet found
+  local name deb module applet
   mkdir -p "$tree"/{bin,sbin,lib/x86_64-linux-gnu,lib64,etc,jobs,fio,modules,dev,proc,sys,tmp,mnt} "$work/unpacked"
   for deb in "$packages"/*.deb; do
     [[ $deb == */linux-image-* || $deb == */libaio-dev_* ]] || unpack "$deb" "$work/unpacked"
@@ -210,17 +229,7 @@ build_initramfs() {
     gcc -Os -static -nostdlib -ffreestanding -fno-pie -no-pie -fno-stack-protector -fno-asynchronous-unwind-tables \
       -Wall -Wextra -Werror -Wl,--build-id=none -s -o "$tree/sbin/$name" "$here/$name.c"
   done
-  # The shell sorts what it loads by name: a number keeps the order.
-  name=10
-  for module in "${modules[@]}"; do
-    found=$(find "$work/kernel" -path "*/kernel/$module.ko*")
-    case $found in
-      *.ko.xz) xz -dc "$found" ;;
-      *.ko) cat "$found" ;;
-      *) die "the kernel has no module $module, or packs it in a way that this script does not know" ;;
-    esac >"$tree/modules/$name-${module##*/}.ko"
-    name=$((name + 1))
-  done
+  for module in "${modules[@]}"; do add_module "$module"; done
   cp "$here/init" "$tree/init"
   cp "$here/report.sh" "$here/fio.sh" "$tree/lib/"
   cp "$here"/jobs/* "$tree/jobs/"
