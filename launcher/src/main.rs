@@ -1,2 +1,125 @@
-//! sluice.
-fn main() {}
+//! `sluice`, the program: disks for virtual machines over vhost-user sockets.
+//!
+//! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
+//! [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
+//! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
+//! machine. [`capabilities`] is for management tools, [`logging`] for everybody.
+//!
+//! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+mod capabilities;
+mod cli;
+mod config;
+mod daemon;
+mod disk_args;
+mod inherited;
+mod logging;
+mod plan;
+mod run;
+mod signals;
+mod socket;
+
+use cli::{Cli, Command, ServeArgs};
+use daemon::{Daemon, StartError};
+use plan::{Origin, Plan, UsageError};
+use signals::StopSignals;
+
+/// The exit code for what did not work.
+const FAILED: u8 = 1;
+/// The exit code for a command line or a configuration that must be mended.
+const WRONG_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if capabilities::are_asked_for(&arguments) {
+        println!("{}", capabilities::CAPABILITIES);
+        return ExitCode::SUCCESS;
+    }
+    match start(Cli::parse_from(arguments)) {
+        Ok(code) => code.into(),
+        Err(error) => report(&error).into(),
+    }
+}
+
+fn start(cli: Cli) -> Result<u8> {
+    match cli.command {
+        Some(Command::Run(run)) => {
+            // The terminal is the guest's: only what is wrong is said there.
+            logging::start("warn");
+            run::run(&run)
+        }
+        Some(Command::Serve(serve)) => {
+            logging::start("info");
+            serve_until_stopped(&plan_of(&serve)?)
+        }
+        None => {
+            logging::start("info");
+            serve_until_stopped(&Plan::new(vec![(cli.disk, Origin::Arguments)], &inherited::activated())?)
+        }
+    }
+}
+
+fn serve_until_stopped(plan: &Plan) -> Result<u8> {
+    let signals = StopSignals::install().context("cannot take over signals")?;
+    let mut daemon = Daemon::start(plan)?;
+    daemon.wait(&signals)?;
+    daemon.stop();
+    Ok(0)
+}
+
+/// All disks of a configuration file and of `--disk`, in this order.
+fn plan_of(serve: &ServeArgs) -> Result<Plan> {
+    let mut disks = Vec::new();
+    let mut errors = Vec::new();
+    if let Some(path) = &serve.config {
+        let text = read_config(path)?;
+        match config::parse(path, &text) {
+            Ok(of_file) => disks.extend(of_file),
+            Err(UsageError(of_file)) => errors.extend(of_file),
+        }
+    }
+    for (index, text) in serve.disks.iter().enumerate() {
+        let number = index + 1;
+        match disk_args::parse_disk_option(text) {
+            Ok(spec) => disks.push((spec, Origin::DiskOption(number))),
+            Err(of_disk) => {
+                errors.extend(of_disk.into_iter().map(|why| format!("--disk #{number}: {why}")));
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(UsageError(errors).into());
+    }
+    Ok(Plan::new(disks, &inherited::activated())?)
+}
+
+fn read_config(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("--config={}", path.display()))
+}
+
+/// Says what went wrong, one line for each error, and returns the exit code for it.
+fn report(error: &anyhow::Error) -> u8 {
+    if let Some(UsageError(errors)) = error.downcast_ref() {
+        report_each(errors);
+        eprintln!("\nFor more information, try 'sluice --help'.");
+        return WRONG_USAGE;
+    }
+    match error.downcast_ref() {
+        Some(StartError(errors)) => report_each(errors),
+        None => eprintln!("error: {error:#}"),
+    }
+    FAILED
+}
+
+fn report_each(errors: &[String]) {
+    for error in errors {
+        eprintln!("error: {error}");
+    }
+}

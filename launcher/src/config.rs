@@ -1,0 +1,127 @@
+//! Disks described in a TOML file: `[[disk]]` tables with the options of the command line as keys.
+//!
+//! ```toml
+//! [[disk]]
+//! socket-path = "/run/sluice/root.sock"
+//! blk-file = "/srv/root.img"
+//! num-queues = 4
+//! ```
+//!
+//! Every error of a file is found in one reading and names file, line and key. The values are read off the parsed
+//! document with their places, not through serde, which would stop at the first error and forget where it was.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::disk_args::{DiskSpec, Key, ValueKind};
+use crate::plan::{Origin, UsageError};
+
+/// Reads the disks of a file's text; `path` is for the errors.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<(DiskSpec, Origin)>, UsageError> {
+    let mut reader = Reader { path, text, errors: Vec::new() };
+    let disks = reader.document();
+    if reader.errors.is_empty() { Ok(disks) } else { Err(UsageError(reader.errors)) }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    errors: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn document(&mut self) -> Vec<(DiskSpec, Origin)> {
+        let (document, syntax_errors) = DeTable::parse_recoverable(self.text);
+        for error in &syntax_errors {
+            self.complain(&error.span().unwrap_or(0..0), error.message());
+        }
+        if !syntax_errors.is_empty() {
+            return Vec::new();
+        }
+        let mut disks = Vec::new();
+        let mut entries: Vec<_> = document.get_ref().iter().collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in entries {
+            match (name.get_ref().as_ref(), value.get_ref()) {
+                ("disk", DeValue::Array(tables)) => disks = self.tables(tables),
+                ("disk", _) => {
+                    self.complain(&name.span(), "disk: must be tables, each led by a line [[disk]]")
+                }
+                (other, _) => self.complain(
+                    &name.span(),
+                    &format!("{other}: is unknown here; everything belongs below a line [[disk]]"),
+                ),
+            }
+        }
+        if disks.is_empty() && self.errors.is_empty() {
+            self.complain(&(0..0), "no disk is described: add a line [[disk]] and options below it");
+        }
+        disks
+    }
+
+    fn tables(&mut self, tables: &[Spanned<DeValue<'_>>]) -> Vec<(DiskSpec, Origin)> {
+        let mut disks = Vec::new();
+        for (index, table) in tables.iter().enumerate() {
+            match table.get_ref() {
+                DeValue::Table(keys) => disks.push(self.disk(index + 1, &table.span(), keys)),
+                _ => self.complain(&table.span(), "disk: must be tables, each led by a line [[disk]]"),
+            }
+        }
+        disks
+    }
+
+    fn disk(&mut self, number: usize, span: &Range<usize>, keys: &DeTable<'_>) -> (DiskSpec, Origin) {
+        let mut spec = DiskSpec::default();
+        let mut key_lines = BTreeMap::new();
+        let mut settings: Vec<_> = keys.iter().collect();
+        settings.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in settings {
+            let line = self.line(name.span().start);
+            key_lines.insert(name.get_ref().to_string(), line);
+            if let Err(why) = set(&mut spec, name.get_ref(), value.get_ref()) {
+                let written =
+                    self.text.get(value.span()).unwrap_or_default().lines().next().unwrap_or_default();
+                self.complain(
+                    &name.span(),
+                    &format!("disk #{number}: {} = {written}: {why}", name.get_ref()),
+                );
+            }
+        }
+        let line = self.line(span.start);
+        (spec, Origin::File { path: self.path.into(), number, line, key_lines })
+    }
+
+    fn complain(&mut self, span: &Range<usize>, why: &str) {
+        self.errors.push(format!("{}:{}: {why}", self.path.display(), self.line(span.start)));
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+}
+
+fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), String> {
+    let key = Key::find(name)?;
+    match (key.kind, value) {
+        (ValueKind::Text, DeValue::String(text)) => key.set(spec, text),
+        (ValueKind::Switch, DeValue::Boolean(on)) => key.set(spec, if *on { "on" } else { "off" }),
+        (ValueKind::Number, DeValue::Integer(number)) => {
+            // Hexadecimal and the like are numbers, too: the parsers of the command line know decimal ones.
+            match i64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(number) => key.set(spec, &number.to_string()),
+                Err(_) => key.set(spec, number.as_str()),
+            }
+        }
+        (ValueKind::Text, _) => Err("must be a text in quotes".into()),
+        (ValueKind::Switch, _) => Err("must be true or false".into()),
+        (ValueKind::Number, _) => Err("must be a number, without quotes".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

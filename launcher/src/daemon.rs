@@ -1,0 +1,185 @@
+//! The daemon: a plan that is being served.
+//!
+//! Starting goes in steps over all disks. A step that fails for some of them reports them all and leaves nothing behind:
+//! disks are opened and places for sockets looked at, and only then is the first socket bound and the first disk served.
+//! Ending takes the sockets' names away first, while they are still held, so that nobody takes them for stale and no
+//! front-end finds a daemon that is about to go; then the I/O in flight is waited for.
+
+use std::fmt;
+use std::num::NonZero;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use sluice_backend::device::{Device, DeviceOptions};
+use sluice_backend::server::{Server, Socket};
+use sluice_backend::workers::Workers;
+use sluice_blk::disk::{Disk, DiskOptions};
+
+use crate::disk_args::QUEUE_SIZE_DEFAULT;
+use crate::inherited::InheritedSocket;
+use crate::plan::{Endpoint, Plan, PlannedDisk};
+use crate::signals::{StopSignals, Wake};
+use crate::socket::{self, SocketFile};
+
+/// All disks of a plan, being served. Dropping it stops it, as [`Daemon::stop`] does.
+pub(crate) struct Daemon {
+    // In this order they are dropped.
+    files: Vec<SocketFile>,
+    servers: Vec<Serving>,
+}
+
+struct Serving {
+    server: Server,
+    name: String,
+    /// Whether it ends with its front-end, and otherwise not.
+    is_connection: bool,
+}
+
+/// Why disks cannot be served: all reasons at once, each with what it is about.
+#[derive(Debug)]
+pub(crate) struct StartError(pub(crate) Vec<String>);
+
+/// A place where front-ends will connect, looked at and not yet made.
+enum Place {
+    ToBind,
+    Inherited(InheritedSocket),
+}
+
+impl Daemon {
+    /// Serves a plan, or nothing of it.
+    pub(crate) fn start(plan: &Plan) -> Result<Self> {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let opened = each(plan, |planned| {
+            let device = open(planned, cpus).map_err(|why| format!("{}: {why}", planned.about_file()));
+            let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why}", planned.at_endpoint()));
+            match (device, place) {
+                (Ok(device), Ok(place)) => Ok((device, place)),
+                (device, place) => Err([device.err(), place.err()].into_iter().flatten().collect()),
+            }
+        })?;
+        let mut files = Vec::new();
+        let mut sockets = Vec::new();
+        for (planned, (device, place)) in plan.disks.iter().zip(opened) {
+            let socket = match (place, &planned.endpoint) {
+                (Place::ToBind, Endpoint::Path(path)) => {
+                    let (listener, file) = socket::listen_at(path).with_context(|| planned.at_endpoint())?;
+                    files.push(file);
+                    Socket::Listener(listener)
+                }
+                (Place::ToBind, Endpoint::Inherited(_)) => unreachable!("an inherited socket is bound"),
+                (Place::Inherited(InheritedSocket::Listening(listener)), _) => Socket::Listener(listener),
+                (Place::Inherited(InheritedSocket::Connected(stream)), _) => Socket::Connected(stream),
+            };
+            sockets.push((planned, device, socket));
+        }
+        let queues = sockets.iter().map(|(_, device, _)| usize::from(device.num_queues())).sum();
+        let workers = Workers::start(cpus.min(queues)).context("cannot start threads for the queues")?;
+        let mut servers = Vec::new();
+        for (planned, device, socket) in sockets {
+            announce(planned, &device);
+            let name = planned.endpoint.to_string();
+            let is_connection = matches!(socket, Socket::Connected(_));
+            let server = Server::start(&name, Arc::new(device), Arc::clone(&workers), socket)
+                .with_context(|| format!("{}: cannot start a thread", planned.at_endpoint()))?;
+            servers.push(Serving { server, name, is_connection });
+        }
+        Ok(Self { files, servers })
+    }
+
+    /// Returns when a signal asks for the end, or when nobody is left to be served: every disk was on a connection,
+    /// and all of these were closed. An error: the last disk can be served no more, or a wait failed.
+    pub(crate) fn wait(&mut self, signals: &StopSignals) -> Result<()> {
+        loop {
+            let ended: Vec<_> = self.servers.iter().map(|serving| serving.server.ended().as_fd()).collect();
+            let index = match signals.wait(&ended).context("cannot wait for the end")? {
+                Wake::Stop => return Ok(()),
+                Wake::Ready(index) => index,
+            };
+            let Serving { server, name, is_connection } = self.servers.remove(index);
+            server.stop();
+            match (self.servers.is_empty(), is_connection) {
+                (true, true) => return Ok(()),
+                (true, false) => bail!("{name}: can be served no more, and was the last disk"),
+                (false, _) => log::info!("{} more disks are served", self.servers.len()),
+            }
+        }
+    }
+
+    /// Ends it: no I/O is in flight when this returns.
+    pub(crate) fn stop(self) {
+        let Self { files, servers } = self;
+        drop(files);
+        drop(servers);
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Does a step for each disk, also for those after a failure.
+fn each<T>(plan: &Plan, step: impl Fn(&PlannedDisk) -> Result<T, Vec<String>>) -> Result<Vec<T>, StartError> {
+    let mut done = Vec::new();
+    let mut errors = Vec::new();
+    for planned in &plan.disks {
+        match step(planned) {
+            Ok(value) => done.push(value),
+            Err(why) => errors.extend(why),
+        }
+    }
+    if errors.is_empty() { Ok(done) } else { Err(StartError(errors)) }
+}
+
+fn open(planned: &PlannedDisk, cpus: usize) -> Result<Device> {
+    let options = &planned.options;
+    let disk = Disk::open(&DiskOptions {
+        path: planned.file.clone(),
+        read_only: options.read_only,
+        cache: options.cache,
+        engine: options.engine.unwrap_or_default(),
+        logical_block_size: options.logical_block_size,
+    })?;
+    let num_queues = options
+        .num_queues
+        .unwrap_or_else(|| u16::try_from(cpus).unwrap_or(Device::QUEUES_MAX).clamp(1, Device::QUEUES_MAX));
+    let queue_size = options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT);
+    Ok(Device::new(disk, &DeviceOptions { num_queues, queue_size, serial: options.serial.clone() })?)
+}
+
+fn look_at(endpoint: &Endpoint) -> Result<Place> {
+    match endpoint {
+        Endpoint::Path(path) => {
+            socket::check(path)?;
+            Ok(Place::ToBind)
+        }
+        Endpoint::Inherited(number) => Ok(Place::Inherited(InheritedSocket::take(*number)?)),
+    }
+}
+
+/// Says what is served, with everything that was chosen because nobody did.
+fn announce(planned: &PlannedDisk, device: &Device) {
+    let disk = device.disk();
+    let chosen = match planned.options.cache {
+        None if disk.cache().is_direct() => " (the file takes direct I/O)",
+        None => " (the file takes no direct I/O)",
+        Some(_) => "",
+    };
+    let serial = String::from_utf8_lossy(device.id());
+    log::info!(
+        "{}: serving {}, {} bytes{}, cache {}{chosen}, engine {}, serial {}, queues {} of {}",
+        planned.endpoint,
+        disk.path().display(),
+        disk.capacity().0 << 9,
+        if disk.is_read_only() { ", read-only" } else { "" },
+        disk.cache(),
+        disk.engine_kind(),
+        serial.trim_end_matches('\0'),
+        device.num_queues(),
+        device.queue_size()
+    );
+}

@@ -1,0 +1,243 @@
+//! The options of one disk, the same on the command line, in `--disk` and in a configuration file.
+//!
+//! An option is parsed by one function, whoever wrote it, and [`key::KEYS`] is the table of them all; what is
+//! missing or does not go together is found later, in [`crate::plan`], when all disks are known.
+//! Why a table beside clap's derived struct: clap stops at its first error and knows no lines, a configuration file
+//! deserves all errors with theirs. A test keeps the two lists of options the same.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use sluice_backend::device::{Device, ID_BYTES};
+use sluice_blk::disk::{Cache, EngineKind};
+
+mod key;
+
+pub(crate) use key::{Key, ValueKind};
+
+/// The elements of a queue where nobody says how many.
+pub(crate) const QUEUE_SIZE_DEFAULT: u16 = 256;
+
+/// Where front-ends connect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct SocketArgs {
+    /// Listen on a Unix socket at this path
+    ///
+    /// Created with mode 0600 and removed at the end. A socket that is left from a dead process is replaced, one that
+    /// a living process serves never, and neither is anything that is not a socket. At most 107 bytes.
+    #[arg(long, value_name = "PATH", conflicts_with = "fd", help_heading = "Socket")]
+    pub(crate) socket_path: Option<PathBuf>,
+
+    /// Use this inherited descriptor instead: a listening or a connected Unix socket
+    ///
+    /// With a connected one the daemon ends when the front-end leaves. Without --fd and --socket-path, the socket
+    /// that systemd passes (LISTEN_FDS) is used.
+    #[arg(long, value_name = "N", value_parser = parse_fd, help_heading = "Socket")]
+    pub(crate) fd: Option<RawFd>,
+}
+
+/// What is served, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct DiskArgs {
+    /// The raw file or block device to serve (required)
+    #[arg(long, value_name = "PATH", help_heading = "Disk")]
+    pub(crate) blk_file: Option<PathBuf>,
+
+    /// Let the guest only read
+    #[arg(
+        long,
+        value_name = "on|off",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "off",
+        default_missing_value = "on",
+        hide_default_value = true,
+        value_parser = parse_switch,
+        help_heading = "Disk"
+    )]
+    pub(crate) read_only: bool,
+
+    /// Who caches and when a write is durable, in QEMU's words [default: none where the file takes direct I/O, else
+    /// writeback]
+    ///
+    /// none: direct I/O, past the host's page cache. writeback: through the host's page cache. In both the guest
+    /// flushes when it needs durability. writethrough: as writeback, and each write is durable before it completes.
+    /// directsync: as none, and each write is durable before it completes. unsafe: as writeback, and flushes are
+    /// ignored: for data that may be lost.
+    #[arg(long, value_name = "MODE", value_parser = parse_cache, help_heading = "Disk")]
+    pub(crate) cache: Option<Cache>,
+
+    /// How many queues the disk offers, 1 to 256 [default: the number of CPUs]
+    #[arg(long, value_name = "N", value_parser = parse_num_queues, help_heading = "Disk")]
+    pub(crate) num_queues: Option<u16>,
+
+    /// How many elements a queue may have, a power of two from 2 to 1024 [default: 256]
+    #[arg(long, value_name = "N", value_parser = parse_queue_size, help_heading = "Disk")]
+    pub(crate) queue_size: Option<u16>,
+
+    /// The serial number that the guest sees, at most 20 bytes [default: derived from the file]
+    #[arg(long, value_name = "TEXT", value_parser = parse_serial, help_heading = "Disk")]
+    pub(crate) serial: Option<String>,
+
+    /// The smallest unit of the guest's I/O, 512 or 4096 bytes [default: what the file or device has]
+    #[arg(long, value_name = "BYTES", value_parser = parse_logical_block_size, help_heading = "Disk")]
+    pub(crate) logical_block_size: Option<u32>,
+
+    /// How I/O is done: uring (asynchronous, io_uring) or sync (pread and pwrite) [default: uring]
+    #[arg(long, value_name = "ENGINE", value_parser = parse_engine, help_heading = "Disk")]
+    pub(crate) engine: Option<EngineKind>,
+}
+
+/// One disk as somebody described it: its socket and its options.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct DiskSpec {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+}
+
+impl DiskArgs {
+    /// What was given, as key and value.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        let DiskArgs {
+            blk_file,
+            read_only,
+            cache,
+            num_queues,
+            queue_size,
+            serial,
+            logical_block_size,
+            engine,
+        } = self;
+        let settings = [
+            ("blk-file", blk_file.as_ref().map(|path| path.display().to_string())),
+            ("read-only", read_only.then(|| "on".to_owned())),
+            ("cache", cache.map(|cache| cache.to_string())),
+            ("num-queues", num_queues.map(|count| count.to_string())),
+            ("queue-size", queue_size.map(|size| size.to_string())),
+            ("serial", serial.clone()),
+            ("logical-block-size", logical_block_size.map(|size| size.to_string())),
+            ("engine", engine.map(|engine| engine.to_string())),
+        ];
+        settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+}
+
+fn parse_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("must be a path, and is empty".into()) } else { Ok(text.into()) }
+}
+
+fn parse_fd(text: &str) -> Result<RawFd, String> {
+    match text.parse() {
+        Ok(fd) if fd >= 0 => Ok(fd),
+        _ => Err("must be the number of an inherited descriptor, such as 3".into()),
+    }
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("must be on or off".into()),
+    }
+}
+
+fn parse_num_queues(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(count @ 1..=Device::QUEUES_MAX) => Ok(count),
+        _ => Err(format!("must be a number from 1 to {}", Device::QUEUES_MAX)),
+    }
+}
+
+fn parse_queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size @ 2..=Device::QUEUE_SIZE_MAX) if size.is_power_of_two() => Ok(size),
+        _ => Err(format!("must be a power of two from 2 to {}", Device::QUEUE_SIZE_MAX)),
+    }
+}
+
+fn parse_serial(text: &str) -> Result<String, String> {
+    if text.len() > ID_BYTES {
+        return Err(format!("is {} bytes long, at most {ID_BYTES} are possible", text.len()));
+    }
+    if text.is_empty() {
+        return Err("is empty; leave the option out to have one derived from the file".into());
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return Err("must be printable ASCII".into());
+    }
+    Ok(text.into())
+}
+
+fn parse_logical_block_size(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(size @ (512 | 4096)) => Ok(size),
+        _ => Err("must be 512 or 4096".into()),
+    }
+}
+
+fn parse_cache(text: &str) -> Result<Cache, String> {
+    text.parse().map_err(|_| format!("must be one of {}", words(&Cache::ALL).join(", ")))
+}
+
+fn parse_engine(text: &str) -> Result<EngineKind, String> {
+    text.parse().map_err(|_| format!("must be one of {}", words(&EngineKind::ALL).join(", ")))
+}
+
+fn words(all: &[impl ToString]) -> Vec<String> {
+    all.iter().map(ToString::to_string).collect()
+}
+
+/// Reads the value of one `--disk`: `key=value,key=value`, a switch also without `=value`, and a comma inside a value
+/// written twice, as QEMU has it. Returns every error, each led by the setting that it is about.
+pub(crate) fn parse_disk_option(text: &str) -> Result<DiskSpec, Vec<String>> {
+    let mut spec = DiskSpec::default();
+    let mut seen = Vec::new();
+    let mut errors = Vec::new();
+    for setting in split_settings(text) {
+        if let Err(why) = apply_setting(&mut spec, &mut seen, &setting) {
+            errors.push(if setting.is_empty() { why } else { format!("{setting}: {why}") });
+        }
+    }
+    if errors.is_empty() { Ok(spec) } else { Err(errors) }
+}
+
+fn apply_setting(spec: &mut DiskSpec, seen: &mut Vec<&str>, setting: &str) -> Result<(), String> {
+    if setting.is_empty() {
+        return Err("a setting is empty: there is a comma too many".into());
+    }
+    let (name, value) = match setting.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (setting, None),
+    };
+    let key = Key::find(name).map_err(|why| match value {
+        Some(_) => why,
+        None => format!("{why} (a comma inside a value is written twice)"),
+    })?;
+    if seen.contains(&key.name) {
+        return Err("is given twice".into());
+    }
+    seen.push(key.name);
+    match (value, key.kind) {
+        (Some(value), _) => key.set(spec, value),
+        (None, ValueKind::Switch) => key.set(spec, "on"),
+        (None, _) => Err(format!("has no value: write {name}=VALUE")),
+    }
+}
+
+/// Splits at single commas; two commas are one that belongs to the value.
+fn split_settings(text: &str) -> Vec<String> {
+    let mut settings = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(char) = rest.next() {
+        match settings.last_mut() {
+            Some(last) if char != ',' || rest.next_if_eq(&',').is_some() => last.push(char),
+            _ => settings.push(String::new()),
+        }
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! One disk on one socket: how it starts, ends, and keeps away from what is not its own.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+
+use crate::fixture::{FrontEnd, Place, Running, eventually, option, output_of, sluice};
+
+const FEATURE_RO: u64 = 1 << 5;
+const FEATURE_MQ: u64 = 1 << 12;
+const FEATURE_VERSION_1: u64 = 1 << 32;
+
+fn serve(socket: &Path, disk: &Path, more: &[&str]) -> Running {
+    Running::start(sluice().args([option("socket-path", socket), option("blk-file", disk)]).args(more))
+}
+
+#[test]
+fn a_disk_is_served_until_sigterm_or_sigint_and_its_socket_goes_with_it() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut daemon = serve(&socket, &disk, &[]);
+        let mut front_end = FrontEnd::connect(&socket);
+        assert_ne!(front_end.features() & FEATURE_VERSION_1, 0);
+        daemon.signal(signal);
+        let (code, words) = daemon.wait();
+        assert_eq!(code, Some(0), "{words}");
+        assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn front_ends_come_and_go() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &[]);
+    for _ in 0..5 {
+        FrontEnd::connect(&socket).features();
+    }
+    daemon.end();
+}
+
+#[test]
+fn the_options_of_a_disk_reach_the_device() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &["--read-only", "--num-queues", "3", "--engine=sync"]);
+    let mut front_end = FrontEnd::connect(&socket);
+    let features = front_end.features();
+    assert_eq!(features & (FEATURE_RO | FEATURE_MQ), FEATURE_RO | FEATURE_MQ);
+    assert_eq!(front_end.queues(), 3);
+    daemon.end();
+
+    let daemon = serve(&socket, &disk, &["--num-queues=1"]);
+    assert_eq!(FrontEnd::connect(&socket).features() & FEATURE_RO, 0);
+    daemon.end();
+}
+
+#[test]
+fn the_log_says_what_is_served_where_and_with_which_cache() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &["--cache=writethrough", "--serial=abc", "--num-queues=2"]);
+    FrontEnd::connect(&socket).features();
+    let words = daemon.end();
+    for expected in
+        [&disk.display().to_string(), &socket.display().to_string(), "cache writethrough", "serial abc"]
+    {
+        assert!(words.contains(expected), "{expected}: {words}");
+    }
+
+    let daemon = serve(&socket, &disk, &[]);
+    FrontEnd::connect(&socket).features();
+    let words = daemon.end();
+    assert!(words.contains("cache none") || words.contains("cache writeback"), "{words}");
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let mut killed = serve(&socket, &disk, &[]);
+    FrontEnd::connect(&socket).features();
+    killed.signal(Signal::KILL);
+    killed.wait();
+    assert!(socket.exists(), "a killed daemon leaves its socket");
+    let daemon = serve(&socket, &disk, &[]);
+    FrontEnd::connect(&socket).features();
+    daemon.end();
+}
+
+#[test]
+fn a_live_socket_is_refused_and_goes_on_living() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let first = serve(&socket, &disk, &[]);
+    let mut front_end = FrontEnd::connect(&socket);
+    front_end.features();
+    let inode = socket.metadata().unwrap().ino();
+    let mut second = serve(&socket, &place.disk("other"), &[]);
+    let expected = format!(
+        "error: --socket-path={}: another process serves this socket: stop it, or use another path\n",
+        socket.display()
+    );
+    assert_eq!(second.wait(), (Some(1), expected));
+    assert_eq!(socket.metadata().unwrap().ino(), inode);
+    front_end.features();
+    first.end();
+}
+
+#[test]
+fn of_daemons_started_at_once_on_one_socket_one_serves() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    drop(UnixListener::bind(&socket).unwrap());
+    let mut daemons: Vec<_> = (0..4).map(|_| serve(&socket, &disk, &["--read-only"])).collect();
+    FrontEnd::connect(&socket).features();
+    let losers = eventually("three daemons that gave up", || {
+        let losers: Vec<_> = daemons
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, daemon)| daemon.has_ended().then_some(index))
+            .collect();
+        (losers.len() == 3).then_some(losers)
+    });
+    for (index, mut daemon) in daemons.into_iter().enumerate() {
+        if losers.contains(&index) {
+            assert_eq!(daemon.wait().0, Some(1));
+        } else {
+            FrontEnd::connect(&socket).features();
+            daemon.end();
+        }
+    }
+}
+
+#[test]
+fn what_is_no_disk_or_no_place_for_a_socket_is_an_error_before_anything_is_touched() {
+    let place = Place::new();
+    let disk = place.disk("d");
+    std::fs::write(place.at("file"), "precious").unwrap();
+    File::create(place.at("empty")).unwrap();
+    let socket_errors = [
+        (
+            place.at("no/s"),
+            format!("the directory {} does not exist: create it first", place.at("no").display()),
+        ),
+        (
+            place.at("file"),
+            "is a file, not a socket, and is left alone: remove it, or use another path".into(),
+        ),
+        (place.at(&"x".repeat(107)), "a socket's path can have 107: use a shorter one".into()),
+    ];
+    for (socket, words) in socket_errors {
+        let (code, _, stderr) =
+            output_of(sluice().args([option("socket-path", &socket), option("blk-file", &disk)]));
+        assert_eq!(code, Some(1));
+        let start = format!("error: --socket-path={}: ", socket.display());
+        assert!(stderr.starts_with(&start) && stderr.trim_end().ends_with(&words), "{stderr}");
+    }
+    assert_eq!(std::fs::read_to_string(place.at("file")).unwrap(), "precious");
+    for file in [place.at("missing"), place.at("empty"), place.path().into(), "/dev/null".into()] {
+        let (code, _, stderr) =
+            output_of(sluice().args([option("socket-path", &place.at("s")), option("blk-file", &file)]));
+        assert_eq!(code, Some(1));
+        assert!(stderr.starts_with("error: --blk-file: "), "{stderr}");
+        assert!(stderr.contains(&file.display().to_string()), "{stderr}");
+        assert!(!place.at("s").exists());
+    }
+}
+
+#[test]
+fn a_socket_file_that_is_no_longer_ours_stays_at_the_end() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &[]);
+    FrontEnd::connect(&socket).features();
+    std::fs::remove_file(&socket).unwrap();
+    let _other = UnixListener::bind(&socket).unwrap();
+    daemon.end();
+    assert!(socket.symlink_metadata().unwrap().file_type().is_socket());
+}
+
+#[test]
+fn in_the_journal_a_line_starts_with_its_priority() {
+    let place = Place::new();
+    let (socket, disk, log) = (place.at("s"), place.disk("d"), place.at("log"));
+    let file = File::create(&log).unwrap();
+    let stream = file.metadata().map(|metadata| format!("{}:{}", metadata.dev(), metadata.ino())).unwrap();
+    let mut command = sluice();
+    command.args([option("socket-path", &socket), option("blk-file", &disk)]).env("JOURNAL_STREAM", stream);
+    let daemon = Running::start_with_log(&mut command, Stdio::from(file));
+    FrontEnd::connect(&socket).features();
+    daemon.end();
+    let words = std::fs::read_to_string(&log).unwrap();
+    assert!(!words.is_empty());
+    assert!(words.lines().all(|line| line.starts_with("<6>")), "{words}");
+}
