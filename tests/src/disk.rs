@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::model::Model;
+use crate::request::SECTOR;
 use crate::rng::Rng;
 
 /// What a test asks of the disk and of the device that serves it.
@@ -89,7 +90,9 @@ impl Disk {
             Some(seed) => Rng::new(seed).bytes(spec.bytes),
             None => vec![0; spec.bytes],
         };
-        Model::new(data, spec.read_only, spec.serial.as_deref())
+        let block =
+            spec.logical_block.map_or(SECTOR, |block| usize::try_from(block).expect("u32 fits usize"));
+        Model::new(data, spec.read_only, block, spec.serial.as_deref())
     }
 }
 

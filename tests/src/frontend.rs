@@ -181,11 +181,20 @@ impl Session {
         self.frontend.get_config(offset, len, VhostUserConfigFlags::empty(), &blank).map(|(_, bytes)| bytes)
     }
 
-    /// Writes the device's configuration space.
+    /// Writes the device's configuration space, as the specification's and QEMU's front-end does it: flags 0.
     ///
     /// # Errors
     /// If the back-end refuses.
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.frontend.set_config(offset, VhostUserConfigFlags::empty(), bytes)
+    }
+
+    /// The same as a front-end of the rust-vmm world does it. The vhost crate has a flag of its own for "writable",
+    /// whose value means "live migration" in the specification.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn set_config_flagged(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Error> {
         self.frontend.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes)
     }
 

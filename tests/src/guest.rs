@@ -47,8 +47,8 @@ impl Default for Drive {
 pub struct Guest {
     /// What is tested.
     pub subject: Subject,
-    /// The connection.
-    pub session: Session,
+    /// The connection; none only while it is being replaced.
+    session: Option<Session>,
     /// The virtio features in force.
     pub features: u64,
     /// The guest's memory.
@@ -78,7 +78,16 @@ impl Guest {
         let served = subject.serve(&disk);
         let session = Session::connect(served.socket());
         let (memory, drive) = (GuestMemory::new(), drive.clone());
-        let mut guest = Guest { subject, session, features: 0, memory, lanes: vec![], served, disk, drive };
+        let mut guest = Guest {
+            subject,
+            session: Some(session),
+            features: 0,
+            memory,
+            lanes: vec![],
+            served,
+            disk,
+            drive,
+        };
         guest.set_up();
         guest
     }
@@ -88,9 +97,11 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn set_up(&mut self) {
-        let negotiated = self.session.negotiate(self.drive.features);
+        let features = self.drive.features;
+        let negotiated = self.session().negotiate(features);
         self.features = self.need(negotiated, "negotiation");
-        let announced = self.session.set_mem_table(self.memory.regions());
+        let memory = Arc::clone(&self.memory);
+        let announced = self.session().set_mem_table(memory.regions());
         self.need(announced, "SET_MEM_TABLE");
         self.start_rings();
     }
@@ -100,7 +111,8 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn renegotiate(&mut self) {
-        let set = self.session.set_features(self.features);
+        let features = self.features;
+        let set = self.session().set_features(features);
         self.need(set, "SET_FEATURES");
     }
 
@@ -115,18 +127,32 @@ impl Guest {
         models.resize_with(rings, || self.disk.model());
         for (index, model) in models.into_iter().enumerate() {
             let ring = Ring::new(&self.memory, ring_size, base, event_idx);
-            let started = self.session.start_ring(index, &ring, base, calls);
+            let started = self.session().start_ring(index, &ring, base, calls);
             self.need(started, "the set-up of a ring");
             self.lanes.push(Lane::new(self.subject, ring, model, calls));
         }
     }
 
-    /// Drops the connection and makes a new one, with fresh rings, as a VMM does that restarts.
+    /// The connection.
+    ///
+    /// # Panics
+    /// Never: there is always one.
+    pub fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("a guest is connected")
+    }
+
+    /// Closes the connection and makes a new one, on which nothing has been said yet.
+    pub fn redial(&mut self) {
+        self.session = None;
+        self.session = Some(Session::connect(self.served.socket()));
+    }
+
+    /// Closes the connection and makes a new one, with fresh rings, as a VMM does that restarts.
     ///
     /// # Panics
     /// If the device refuses any of the set-up.
     pub fn reconnect(&mut self) {
-        self.session = Session::connect(self.served.socket());
+        self.redial();
         self.set_up();
     }
 
@@ -135,7 +161,7 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn stop_ring(&mut self) -> u16 {
-        let base = self.session.stop_ring(0);
+        let base = self.session().stop_ring(0);
         self.need(base, "GET_VRING_BASE")
     }
 
@@ -144,7 +170,8 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn resume_ring(&mut self, base: u16) {
-        let started = self.session.start_ring(0, &self.lanes[0].ring, base, self.drive.calls);
+        let session = self.session.as_mut().expect("a guest is connected");
+        let started = session.start_ring(0, &self.lanes[0].ring, base, self.drive.calls);
         self.need(started, "the start of a ring");
         self.ring().kick();
     }
@@ -165,7 +192,7 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn announce(&mut self, regions: &[Region]) {
-        let announced = self.session.set_mem_table(regions);
+        let announced = self.session().set_mem_table(regions);
         self.need(announced, "SET_MEM_TABLE");
     }
 

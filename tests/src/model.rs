@@ -63,18 +63,20 @@ pub struct Model {
     /// Sectors that were discarded and not written since.
     discarded: Vec<bool>,
     read_only: bool,
+    /// Transfers are whole blocks of so many bytes, at multiples of it.
+    block: usize,
     serial: [u8; ID],
 }
 
 impl Model {
-    /// A disk with these bytes. A serial number is cut off or padded with zeroes to 20 bytes.
-    pub fn new(data: Vec<u8>, read_only: bool, serial: Option<&str>) -> Self {
+    /// A disk with these bytes, in blocks of `block`. A serial number is cut off or padded with zeroes to 20 bytes.
+    pub fn new(data: Vec<u8>, read_only: bool, block: usize, serial: Option<&str>) -> Self {
         let mut id = [0; ID];
         for (to, from) in id.iter_mut().zip(serial.unwrap_or_default().bytes()) {
             *to = from;
         }
         let sectors = data.len() / SECTOR;
-        Model { data, discarded: vec![false; sectors], read_only, serial: id }
+        Model { data, discarded: vec![false; sectors], read_only, block, serial: id }
     }
 
     /// The size in sectors.
@@ -132,11 +134,12 @@ impl Model {
         OK
     }
 
-    /// The bytes that a transfer covers, if it is whole sectors, at least one, and all on the disk.
+    /// The bytes that a transfer covers, if it is whole blocks, at least one, and all on the disk.
     fn range(&self, sector: u64, len: usize) -> Option<std::ops::Range<usize>> {
         let start = usize::try_from(sector).ok()?.checked_mul(SECTOR)?;
         let end = start.checked_add(len)?;
-        (len > 0 && len.is_multiple_of(SECTOR) && end <= self.data.len()).then_some(start..end)
+        let whole = start.is_multiple_of(self.block) && len.is_multiple_of(self.block) && len > 0;
+        (whole && end <= self.data.len()).then_some(start..end)
     }
 
     /// Applies `change` to each segment, after all of them were found good.
@@ -184,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_model_answers_as_the_specification_says() {
-        let mut model = Model::new(vec![7; 4 * SECTOR], false, Some("serial"));
+        let mut model = Model::new(vec![7; 4 * SECTOR], false, SECTOR, Some("serial"));
         assert_eq!(
             model.execute(&Request::read(3, 512)),
             Answer { status: OK, used: 513, data: vec![7; 512] }
@@ -199,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_bad_segment_stops_all_segments() {
-        let mut model = Model::new(vec![7; 4 * SECTOR], false, None);
+        let mut model = Model::new(vec![7; 4 * SECTOR], false, SECTOR, None);
         let good = Extent { sector: 0, sectors: 1, flags: 1 };
         let bad = Extent { sector: 4, sectors: 1, flags: 0 };
         assert_eq!(model.execute(&Request::zeroes(&[good, bad])).status, IOERR);

@@ -26,7 +26,7 @@ use crate::disk::DiskSpec;
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// Buffers per request that the device tells the driver it takes.
-const SEG_MAX: u32 = 254;
+const SEG_MAX: u32 = 256;
 /// The longest buffer that it tells the driver it takes.
 const SIZE_MAX: u32 = 4 << 20;
 /// Ranges per DISCARD or WRITE_ZEROES request.

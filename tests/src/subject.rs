@@ -32,6 +32,8 @@ pub enum Subject {
         /// Its `--cache`.
         cache: &'static str,
     },
+    /// The product's device, in this process, inside the stock daemon of the crate vhost-user-backend.
+    Adapter,
     /// The reference device, in this process.
     Reference,
     /// QEMU's storage daemon, where it is installed: a back-end that nobody here wrote.
@@ -41,6 +43,8 @@ pub enum Subject {
 /// Something that not every subject can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
+    /// Refuses messages about rings and fields that do not exist.
+    ChecksMessages,
     /// Honours VIRTQ_AVAIL_F_NO_INTERRUPT.
     NoInterruptFlag,
     /// Answers a bad message with an error and goes on, instead of hanging up.
@@ -73,6 +77,14 @@ pub enum Ability {
     ProductFeatures,
     /// Has a serial number that the test chooses.
     Serial,
+    /// Serves drivers that know nothing of virtio 1 too.
+    Transitional,
+    /// Looks at the offset of GET_CONFIG.
+    ConfigOffset,
+    /// Takes SET_CONFIG with the flag that the vhost crate's front-end sets.
+    ConfigFlags,
+    /// Has the option `--cache`.
+    CacheOption,
     /// Lets the guest switch the write cache off.
     WriteCacheSwitch,
     /// Copes with a front-end that gives no call fd.
@@ -85,10 +97,10 @@ pub enum Ability {
     IndirectAcrossRegions,
     /// Goes on after a descriptor of length 0.
     EmptyDescriptors,
+    /// Refuses transfers that are not whole blocks.
+    WholeBlocks,
     /// Knows nothing of the barrier bit, which was in the type field before virtio 1.
     NoBarrierBit,
-    /// Keeps the file size and the neighbouring bytes when transfers are not multiples of the block.
-    SubBlockTransfers,
 }
 
 impl Subject {
@@ -96,6 +108,7 @@ impl Subject {
     pub fn lacks(self, ability: Ability) -> Option<&'static str> {
         match self {
             Subject::Sluice { .. } => None,
+            Subject::Adapter => adapter_lacks(ability),
             Subject::Reference => reference_lacks(ability),
             Subject::Qemu => qemu_lacks(ability),
         }
@@ -107,6 +120,7 @@ impl Subject {
         let socket = dir.path().join("socket");
         let backend: Box<dyn Backend> = match self {
             Subject::Sluice { engine, cache } => Box::new(process::sluice(engine, cache, disk, &socket)),
+            Subject::Adapter => Box::new(in_process::Daemon::adapter(disk, &socket)),
             Subject::Reference => Box::new(in_process::Daemon::reference(disk, &socket)),
             Subject::Qemu => Box::new(process::qemu(disk, &socket)),
         };
@@ -123,6 +137,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Subject::Sluice { engine, cache } => write!(f, "sluice --engine={engine} --cache={cache}"),
+            Subject::Adapter => write!(f, "the adapter"),
             Subject::Reference => write!(f, "the reference device"),
             Subject::Qemu => write!(f, "qemu-storage-daemon"),
         }
@@ -138,6 +153,15 @@ impl fmt::Display for Engine {
     }
 }
 
+/// What the product's device cannot do inside the daemon of the crate vhost-user-backend 0.24.
+fn adapter_lacks(ability: Ability) -> Option<&'static str> {
+    match ability {
+        Ability::SurvivesBadMessage => Some("vhost-user-backend ends the connection after any error"),
+        Ability::ChecksRing => Some("vhost-user-backend's ring methods cannot say no"),
+        _ => None,
+    }
+}
+
 /// The limits of the crates vhost-user-backend 0.24 and virtio-queue 0.18 that the reference device is built on.
 fn reference_lacks(ability: Ability) -> Option<&'static str> {
     match ability {
@@ -148,6 +172,7 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         }
         Ability::ChecksRing => Some("virtio-queue ignores a bad size and says nothing"),
         Ability::ConfigAtMmioOffset => Some("not worth it for an oracle"),
+        Ability::CacheOption => Some("it always starts in write-back mode"),
         _ => None,
     }
 }
@@ -156,11 +181,22 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
 /// requirements and of what Linux expects; QEMU's are tolerated by it.
 fn qemu_lacks(ability: Ability) -> Option<&'static str> {
     match ability {
+        Ability::StrictRequests => Some("it accepts some malformed requests, and stops the ring at others"),
+        Ability::BreaksRing => Some("it stops serving a bad ring without a word to the front-end"),
+        Ability::SurvivesBadMessage => Some("its library gives up on the connection"),
+        Ability::ChecksMessages | Ability::ChecksRing => {
+            Some("its library crashes on some, and answers yes to the rest")
+        }
         Ability::ManyExtents => Some("it takes one range per request, and says so in max_discard_seg"),
         Ability::Serial => Some("it has no option for a serial number"),
         Ability::ExactUsedLength => Some("it counts the whole room of a request that failed"),
-        Ability::SubBlockTransfers => Some("it refuses transfers that are no multiple of the block"),
         Ability::StopDrains => Some("it stops a ring with requests in flight, and answers them never"),
+        Ability::Transitional => Some("its library hangs up on a driver without VERSION_1"),
+        Ability::RefusesFeatures => Some("it accepts whatever the driver says"),
+        Ability::ProductFeatures => Some("it has its own features and limits, such as 126 segments"),
+        Ability::ConfigOffset | Ability::ConfigAtMmioOffset => Some("it answers as if the offset were 0"),
+        Ability::ConfigFlags => Some("it takes SET_CONFIG with flags 0 only"),
+        Ability::CacheOption => Some("it calls that by other names"),
         Ability::DisableStops => Some("it goes on for a while after SET_VRING_ENABLE 0"),
         Ability::ResetDevice => Some("it does not offer it"),
         Ability::LeavesFdFlags => Some("it makes the front-end's event fds non-blocking"),
@@ -168,6 +204,7 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::IndirectAcrossRegions => {
             Some("it counts both parts of such a buffer as entries of the table")
         }
+        Ability::WholeBlocks => Some("it looks at where a transfer starts, not at its length"),
         Ability::NoBarrierBit => Some("it masks the bit, and takes the type for a read"),
         Ability::IndirectTail => Some("it takes an indirect table only as the first descriptor"),
         Ability::EmptyDescriptors => Some("it stops the ring at a descriptor of length 0"),
@@ -207,12 +244,37 @@ impl Served {
 macro_rules! suite {
     ($($test:ident: [$($need:ident),*],)+) => {$(
         mod $test {
-            use $crate::subject::{Ability, Subject};
+            use $crate::subject::{Ability, Engine, Subject};
 
             const NEEDS: &[Ability] = &[$(Ability::$need),*];
 
             fn on(subject: Subject) {
                 $crate::subject::run_if_able(subject, NEEDS, super::$test);
+            }
+
+            #[test]
+            fn uring_none() {
+                on(Subject::Sluice { engine: Engine::Uring, cache: "none" });
+            }
+
+            #[test]
+            fn uring_writeback() {
+                on(Subject::Sluice { engine: Engine::Uring, cache: "writeback" });
+            }
+
+            #[test]
+            fn sync_none() {
+                on(Subject::Sluice { engine: Engine::Sync, cache: "none" });
+            }
+
+            #[test]
+            fn sync_writeback() {
+                on(Subject::Sluice { engine: Engine::Sync, cache: "writeback" });
+            }
+
+            #[test]
+            fn adapter() {
+                on(Subject::Adapter);
             }
 
             #[test]

@@ -1,7 +1,7 @@
 //! A descriptor chain taken apart: what to read, what to write, where the status goes.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 /// A piece of guest memory.
 type Piece = (GuestAddress, usize);
@@ -42,6 +42,11 @@ impl Buffers {
     /// Whether the order of the buffers is one that the specification forbids.
     pub(crate) fn disordered(&self) -> bool {
         self.disordered
+    }
+
+    /// Whether the guest has all of the memory that the chain names. Checked before anything is touched.
+    pub(crate) fn are_there(&self, memory: &GuestMemoryMmap) -> bool {
+        self.readable.iter().chain(&self.writable).all(|&(addr, len)| memory.check_range(addr, len))
     }
 
     /// Everything that the device reads, at most `max` bytes of it.

@@ -28,6 +28,8 @@ pub struct Backing {
     file: Arc<File>,
     sectors: u64,
     read_only: bool,
+    /// Transfers are whole blocks, of so many bytes.
+    block: u64,
     serial: [u8; ID],
     writeback: Arc<AtomicBool>,
 }
@@ -46,6 +48,7 @@ impl Backing {
             file: Arc::new(file),
             sectors: disk.spec.bytes as u64 / SECTOR,
             read_only: disk.spec.read_only,
+            block: disk.spec.logical_block.unwrap_or(512).into(),
             serial,
             writeback: Arc::new(AtomicBool::new(true)),
         }
@@ -82,6 +85,9 @@ impl Backing {
 
     /// Does a request and returns the data for the driver.
     fn request(&self, buffers: &Buffers, memory: &GuestMemoryMmap) -> Result<Vec<u8>, Refusal> {
+        if !buffers.are_there(memory) {
+            return Err(blk::VIRTIO_BLK_S_IOERR);
+        }
         let readable = buffers.gather(memory, DATA_MAX).ok_or(blk::VIRTIO_BLK_S_IOERR)?;
         if readable.len() < HEADER || buffers.disordered() || buffers.room() > DATA_MAX {
             return Err(blk::VIRTIO_BLK_S_IOERR);
@@ -129,11 +135,15 @@ impl Backing {
         if self.writeback() { Ok(()) } else { self.sync() }
     }
 
-    /// The byte offset of a transfer that is whole sectors, at least one, and all on the disk.
+    /// The byte offset of a transfer that is whole blocks, at least one, and all on the disk.
     fn offset(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
         let end = sector.checked_add(len / SECTOR).ok_or(blk::VIRTIO_BLK_S_IOERR)?;
-        let whole = len > 0 && len.is_multiple_of(SECTOR) && end <= self.sectors;
-        if whole { Ok(sector * SECTOR) } else { Err(blk::VIRTIO_BLK_S_IOERR) }
+        let whole = len.is_multiple_of(self.block) && sector.is_multiple_of(self.block / SECTOR);
+        if whole && len > 0 && end <= self.sectors {
+            Ok(sector * SECTOR)
+        } else {
+            Err(blk::VIRTIO_BLK_S_IOERR)
+        }
     }
 
     /// DISCARD and WRITE_ZEROES: each range is checked before the first is touched.

@@ -9,13 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use sluice_backend::adapter::{self, Adapter};
+use sluice_backend::device::{Device, DeviceOptions};
+use sluice_backend::workers::Workers;
+use sluice_blk::disk::{Cache, DiskOptions, EngineKind};
 use vhost::vhost_user::Listener;
-use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::Backend;
 use crate::disk::Disk;
 use crate::reference::{Backing, Reference};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// A thread that serves one connection after the other.
 pub(super) struct Daemon {
@@ -35,19 +41,33 @@ impl Daemon {
     pub(super) fn reference(disk: &Disk, socket: &Path) -> Self {
         let backing = Backing::open(disk);
         let spec = disk.spec.clone();
-        Self::start(socket, move || Arc::new(Reference::new(backing.clone(), &spec)))
+        Self::start(socket, move || {
+            let device = Arc::new(Reference::new(backing.clone(), &spec));
+            VhostUserDaemon::new("reference".into(), device, Memory::new(GuestMemoryMmap::new()))
+                .expect("a daemon can be made")
+        })
     }
 
-    fn start<T>(socket: &Path, device: impl Fn() -> T + Send + 'static) -> Self
+    /// Serves a disk with the product's device.
+    pub(super) fn adapter(disk: &Disk, socket: &Path) -> Self {
+        let device = Arc::new(product(disk));
+        let workers = Workers::start(2).expect("threads can be started");
+        Self::start(socket, move || -> VhostUserDaemon<Arc<Adapter>> {
+            adapter::daemon("adapter", Arc::clone(&device), Arc::clone(&workers))
+                .expect("a daemon can be made")
+        })
+    }
+
+    fn start<T>(socket: &Path, daemon: impl Fn() -> VhostUserDaemon<T> + Send + 'static) -> Self
     where
-        T: VhostUserBackend<Bitmap = (), Vring = VringRwLock> + Clone + 'static,
+        T: VhostUserBackend<Bitmap = (), Vring: VringT<Memory> + Clone + Send + Sync> + Clone + 'static,
     {
         let mut listener = Listener::new(socket, true).expect("a socket can be bound in a new directory");
         let control = Arc::new(Control::default());
         let shared = Arc::clone(&control);
         let thread = std::thread::spawn(move || {
             while !shared.stop.load(Ordering::Acquire) {
-                serve_one(&mut listener, device(), &shared);
+                serve_one(&mut listener, daemon(), &shared);
             }
         });
         Daemon { socket: socket.to_path_buf(), control, thread: Some(thread) }
@@ -55,16 +75,32 @@ impl Daemon {
 }
 
 /// Waits for a connection and serves it to its end.
-fn serve_one<T>(listener: &mut Listener, device: T, control: &Control)
+fn serve_one<T>(listener: &mut Listener, mut daemon: VhostUserDaemon<T>, control: &Control)
 where
-    T: VhostUserBackend<Bitmap = (), Vring = VringRwLock> + Clone + 'static,
+    T: VhostUserBackend<Bitmap = (), Vring: VringT<Memory> + Clone + Send + Sync> + Clone + 'static,
 {
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("in-process".into(), device, memory).expect("a daemon can be made");
     daemon.start(listener).expect("a connection can be accepted");
     *control.connection.lock().unwrap_or_else(PoisonError::into_inner) = daemon.shutdown_handle();
     // How a connection ended is the front-end's business: it sees the same from its side.
     let _ = daemon.wait();
+}
+
+/// The product's device on a disk.
+fn product(disk: &Disk) -> Device {
+    let spec = &disk.spec;
+    let cache =
+        spec.cache.map_or(Cache::Writeback, |word| word.parse().expect("a test knows the cache modes"));
+    let options = DiskOptions {
+        path: disk.path(),
+        read_only: spec.read_only,
+        cache: Some(cache),
+        engine: EngineKind::Uring,
+        logical_block_size: spec.logical_block,
+    };
+    let disk = sluice_blk::disk::Disk::open(&options).expect("a test's disk can be opened");
+    let (num_queues, queue_size, serial) = (spec.queues, spec.queue_size, spec.serial.clone());
+    Device::new(disk, &DeviceOptions { num_queues, queue_size, serial })
+        .expect("a test's options are possible")
 }
 
 impl Backend for Daemon {

@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use sluice_tests::disk::DiskSpec;
-use sluice_tests::frontend::Session;
 use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::memory::{GuestMemory, Region, memory_file};
 use sluice_tests::model::{Answer, IOERR};
@@ -107,11 +106,11 @@ fn a_disabled_ring_does_nothing_and_loses_nothing(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     for round in 0..5 {
         guest.check_works();
-        let disabled = guest.session.enable_ring(0, false);
+        let disabled = guest.session().enable_ring(0, false);
         guest.need(disabled, "SET_VRING_ENABLE 0");
         offer_a_write(&mut guest, 1000 + 8 * round);
         assert_idle(&mut guest, "a disabled ring answers");
-        let enabled = guest.session.enable_ring(0, true);
+        let enabled = guest.session().enable_ring(0, true);
         guest.need(enabled, "SET_VRING_ENABLE 1");
         guest.lanes[0].land_all();
     }
@@ -204,32 +203,32 @@ fn memory_slots_come_and_go(subject: Subject) {
     let high = guest.memory.regions()[2].clone();
     for _ in 0..20 {
         check_region(&mut guest, &high, true);
-        let removed = guest.session.remove_region(&high);
+        let removed = guest.session().remove_region(&high);
         guest.need(removed, "REM_MEM_REG");
         guest.check_works();
         if !matches!(subject, Subject::Qemu) {
             check_region(&mut guest, &high, false);
         }
-        let added = guest.session.add_region(&high);
+        let added = guest.session().add_region(&high);
         guest.need(added, "ADD_MEM_REG");
     }
 }
 
 fn there_are_many_memory_slots(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let slots = guest.session.frontend().get_max_mem_slots();
+    let slots = guest.session().frontend().get_max_mem_slots();
     let slots = guest.need(slots, "GET_MAX_MEM_SLOTS");
     assert!(slots >= 32, "{subject}: {slots} memory slots");
     let file = memory_file(32 << 16);
     let page = |i: u64| Region::new((8 << 30) + (i << 17), 1 << 16, &file, i << 16);
     let taken = guest.memory.regions().len() as u64;
     for i in 0..32 - taken {
-        let added = guest.session.add_region(&page(i));
+        let added = guest.session().add_region(&page(i));
         guest.need(added, "ADD_MEM_REG");
     }
     guest.check_works();
     for i in (0..32 - taken).rev() {
-        let removed = guest.session.remove_region(&page(i));
+        let removed = guest.session().remove_region(&page(i));
         guest.need(removed, "REM_MEM_REG");
     }
     guest.check_works();
@@ -253,9 +252,9 @@ fn front_ends_that_leave_early_change_nothing(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     guest.check_works();
     for round in 0..12 {
-        drop(std::mem::replace(&mut guest.session, Session::connect(guest.served.socket())));
+        guest.redial();
         if round % 3 > 0 {
-            let negotiated = guest.session.negotiate(u64::MAX);
+            let negotiated = guest.session().negotiate(u64::MAX);
             guest.need(negotiated, "negotiation");
         }
         if round % 3 > 1 {
@@ -280,7 +279,7 @@ fn a_front_end_leaves_in_the_middle(subject: Subject) {
         }
         lane.ring.submit();
         std::thread::sleep(Duration::from_micros(50 * (round % 5)));
-        guest.session = Session::connect(guest.served.socket());
+        guest.redial();
         guest.lanes[0].abandon();
         guest.set_up();
         guest.check_works();
@@ -289,11 +288,11 @@ fn a_front_end_leaves_in_the_middle(subject: Subject) {
 
 fn reset_device_starts_over(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let has = guest.session.has(VhostUserProtocolFeatures::RESET_DEVICE);
+    let has = guest.session().has(VhostUserProtocolFeatures::RESET_DEVICE);
     assert!(has, "{subject}: RESET_DEVICE is not offered");
     for _ in 0..5 {
         guest.check_works();
-        let reset = guest.session.frontend().reset_device();
+        let reset = guest.session().frontend().reset_device();
         guest.need(reset, "RESET_DEVICE");
         offer_a_write(&mut guest, 2000);
         assert_idle(&mut guest, "a device that was reset answers");
@@ -314,7 +313,7 @@ fn the_flags_of_event_fds_are_left_alone(subject: Subject) {
     let flags = |fd: &std::os::fd::OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
     let before = flags(&blocking);
     for (request, name) in [(13, "CALL"), (14, "ERR"), (12, "KICK")] {
-        let answer = guest.session.acked(request, &0u64.to_le_bytes(), &[blocking.as_fd()]);
+        let answer = guest.session().acked(request, &0u64.to_le_bytes(), &[blocking.as_fd()]);
         assert!(matches!(answer, Ok(0)), "{subject}: SET_VRING_{name}: {answer:?}");
     }
     rustix::io::write(&blocking, &1u64.to_ne_bytes()).unwrap();

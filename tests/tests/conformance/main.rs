@@ -5,8 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+mod hostile_messages;
+mod hostile_requests;
+mod hostile_rings;
 mod lifecycle;
 mod mixtures;
+mod negotiation;
 mod requests;
 mod rings;
 mod shapes;

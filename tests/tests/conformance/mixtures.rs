@@ -4,6 +4,7 @@ use sluice_tests::disk::DiskSpec;
 use sluice_tests::guest::{Drive, EVENT_IDX, Guest};
 use sluice_tests::lane::Lane;
 use sluice_tests::mixture::Mixture;
+use sluice_tests::request::{Request, SECTOR, Shape};
 use sluice_tests::rng::Rng;
 use sluice_tests::subject::Subject;
 
@@ -25,6 +26,16 @@ fn a_random_mixture_is_answered_as_by_the_model(subject: Subject) {
     // Close together, so that neighbours in one block are in flight at the same time.
     let crowded = Mixture { start: 3, sectors: 400, transfer_max: 5, ..WHOLE };
     crowded.pour(&mut guest.lanes[0], &mut rng, 3000);
+    sweep(&mut guest.lanes[0], WHOLE);
+}
+
+/// Reads all that a mixture may have touched.
+fn sweep(lane: &mut Lane, mixture: Mixture) {
+    let step = 1024;
+    for first in (0..mixture.sectors).step_by(step) {
+        let sectors = step.min(mixture.sectors - first);
+        lane.check(&Request::read(mixture.start + first as u64, sectors * SECTOR), &Shape::default());
+    }
 }
 
 fn a_small_ring_without_event_idx_is_enough(subject: Subject) {
@@ -53,13 +64,14 @@ fn four_rings_are_driven_by_four_threads(subject: Subject) {
     let seeds = Rng::for_test(54);
     let pour = |index: usize, lane: &mut Lane, mut rng: Rng| {
         let sectors = WHOLE.sectors / 4 - 3;
-        // The parts meet in the middle of blocks: one ring's read-modify-write must not undo another ring's write.
+        // The parts meet in the middle of pages: what one ring writes must not undo what another has written.
         let part = Mixture { start: (index * sectors) as u64, sectors, transfer_max: 40, ..WHOLE };
         part.pour(lane, &mut rng, 1000);
         let edge = Mixture { start: (index * sectors) as u64, sectors: 24, transfer_max: 3, ..WHOLE };
         edge.pour(lane, &mut rng, 300);
         let edge = Mixture { start: ((index + 1) * sectors - 24) as u64, ..edge };
         edge.pour(lane, &mut rng, 300);
+        sweep(lane, part);
     };
     std::thread::scope(|scope| {
         for (index, lane) in guest.lanes.iter_mut().enumerate() {
