@@ -1,18 +1,23 @@
 //! The wish to end: SIGTERM and SIGINT as a descriptor that becomes readable.
 //!
-//! The first signal asks for a clean end. The second ends the process at once with exit code 1: a disk that hangs must
-//! not keep anyone from ending the daemon. SIGPIPE needs nothing, Rust's runtime ignores it from the start.
+//! The first signal asks for a clean end. One that follows later ends the process at once with exit code 1: a disk that
+//! hangs must not keep anyone from ending the daemon. Later is a second, because one wish can arrive as two signals
+//! (timeout(1) signals the process and then its group). SIGPIPE needs nothing, Rust's runtime ignores it.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
+
+/// For so long after a signal, others say the same.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// What a wait ended with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,14 +37,16 @@ pub(crate) struct StopSignals {
 impl StopSignals {
     /// Takes over the signals; to be called before there is something that an untimely end would leave behind.
     pub(crate) fn install() -> io::Result<Self> {
-        let (arrived, sender) = UnixStream::pair()?;
+        let (handled, handler) = UnixStream::pair()?;
+        let (arrived, announcer) = UnixStream::pair()?;
+        let impatient = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
-            let asked_before = Arc::new(AtomicBool::new(false));
-            // In this order: the first signal finds the flag unset and sets it, the second finds it set.
-            flag::register_conditional_shutdown(signal, 1, Arc::clone(&asked_before))?;
-            flag::register(signal, asked_before)?;
-            low_level::pipe::register(signal, sender.try_clone()?)?;
+            flag::register_conditional_shutdown(signal, 1, Arc::clone(&impatient))?;
+            low_level::pipe::register(signal, handler.try_clone()?)?;
         }
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || follow(handled, announcer, &impatient))?;
         Ok(Self { arrived })
     }
 
@@ -52,7 +59,6 @@ impl StopSignals {
             .collect();
         loop {
             match poll(&mut fds, None) {
-                // The handler ran in this thread and has written to the pipe: the next round sees it.
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
                 Ok(_) => match fds.iter().position(|fd| !fd.revents().is_empty()) {
@@ -63,4 +69,16 @@ impl StopSignals {
             }
         }
     }
+}
+
+/// Announces the first signal, and some time later lets the next one end the process.
+fn follow(mut handled: UnixStream, mut announcer: UnixStream, impatient: &AtomicBool) {
+    let announced = handled.read_exact(&mut [0]).and_then(|()| announcer.write_all(&[0]));
+    if let Err(error) = announced {
+        log::error!("cannot follow signals, the next one ends the process: {error}");
+    }
+    std::thread::sleep(SAME_WISH);
+    impatient.store(true, Ordering::Relaxed);
+    // Kept open, so that the wish stays readable and handlers find their pipe.
+    std::mem::forget((handled, announcer));
 }

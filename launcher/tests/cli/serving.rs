@@ -34,6 +34,23 @@ fn a_disk_is_served_until_sigterm_or_sigint_and_its_socket_goes_with_it() {
 }
 
 #[test]
+fn a_wish_to_end_that_arrives_as_several_signals_is_one_wish() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let mut daemon = serve(&socket, &disk, &[]);
+    let mut front_end = FrontEnd::connect(&socket);
+    front_end.features();
+    daemon.signal(Signal::STOP);
+    for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
+        daemon.signal(signal);
+    }
+    daemon.signal(Signal::CONT);
+    let (code, words) = daemon.wait();
+    assert_eq!(code, Some(0), "{words}");
+    assert!(!socket.exists());
+}
+
+#[test]
 fn front_ends_come_and_go() {
     let place = Place::new();
     let (socket, disk) = (place.at("s"), place.disk("d"));
