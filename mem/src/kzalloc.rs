@@ -62,7 +62,6 @@ pub struct Arena {
     inner: Rc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     base: NonNull<u8>,
     pages: usize,
@@ -70,7 +69,6 @@ struct Inner {
     state: RefCell<State>,
 }
 
-#[derive(Debug)]
 struct State {
     /// The first page of the list of free ones, and how many are in it. The list starts in ascending order and
     /// comes back as it was taken, so that neighbours tend to be handed out together and merge into one piece.
@@ -79,7 +77,7 @@ struct State {
     pages: Vec<Page>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 struct Page {
     /// The page after this one, in the list of free pages or in an allocation.
     next: u32,
@@ -137,6 +135,14 @@ impl Inner {
             Gfp::Nowait => state.free_count.saturating_sub(self.reserve),
             Gfp::Atomic => state.free_count,
         }
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    /// Without the list of pages: whatever has a page would be shown with hundreds of them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Inner");
+        shown.field("pages", &self.pages).field("reserve", &self.reserve).finish_non_exhaustive()
     }
 }
 
