@@ -17,8 +17,8 @@ pub struct QueueLimits {
     pub io_min: u32,
     /// The preferred largest transfer, 0 when there is no preference.
     pub io_opt: u32,
-    /// What addresses and lengths in memory must be multiples of; 1 when anything goes (Linux:
-    /// `dma_alignment + 1`).
+    /// Memory whose pieces start and end at multiples of this can be given to the disk; other memory is bounced. 1
+    /// when anything goes (Linux: `dma_alignment + 1`, and what lengths must be multiples of).
     pub dma_alignment: u32,
     /// The most pieces of memory in one request.
     pub max_segments: usize,

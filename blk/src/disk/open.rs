@@ -147,7 +147,7 @@ fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, u32,
     if options.cache.is_none_or(Cache::is_direct) {
         let cache = options.cache.unwrap_or(Cache::None);
         if let Some((file, align)) = open_direct(options, is_block)? {
-            return Ok((file, cache, align.memory, align.offset));
+            return Ok((file, cache, align.pieces(), align.offset));
         }
         if options.cache.is_some() {
             return Err(DiskError::NoDirectIo { path: path.clone(), cache });
@@ -175,8 +175,7 @@ fn open_direct(
     };
     let align =
         topology::dio_align(&file, is_block).map_err(|source| DiskError::Query { path: path(), source })?;
-    // More than a block of 4096 bytes cannot be told to a guest.
-    Ok(align.filter(|align| align.offset <= 4096 && align.memory <= 4096).map(|align| (file, align)))
+    Ok(align.filter(|align| align.is_usable()).map(|align| (file, align)))
 }
 
 fn open_flags(options: &DiskOptions, flags: i32) -> io::Result<File> {

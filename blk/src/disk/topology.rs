@@ -1,11 +1,12 @@
 //! What a file or block device can take: block sizes, direct I/O alignment, preferred transfer sizes.
 //!
 //! Direct I/O alignment comes from statx(2) (`STATX_DIOALIGN`, Linux 6.1), and where a file system does not say, from
-//! the block size. The rest comes from `BLKSSZGET`, `BLKPBSZGET` and sysfs for block devices, and from `st_blksize`
+//! trying to read a sector. The rest comes from `BLKSSZGET`, `BLKPBSZGET` and sysfs for block devices, and from `st_blksize`
 //! for files.
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, Statx, StatxFlags, ioctl_blkpbszget, ioctl_blksszget, statx};
 
@@ -14,10 +15,22 @@ use crate::limits::QueueLimits;
 /// What direct I/O on a file asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DioAlign {
-    /// What addresses and lengths in memory must be multiples of.
+    /// What addresses in memory must be multiples of.
     pub(super) memory: u32,
-    /// What offsets and lengths on the disk must be multiples of.
+    /// What offsets on the disk must be multiples of, and the length of each piece of memory.
     pub(super) offset: u32,
+}
+
+impl DioAlign {
+    /// Memory that starts and ends at multiples of this can be used.
+    pub(super) fn pieces(self) -> u32 {
+        self.memory.max(self.offset)
+    }
+
+    /// Whether it can be told to a guest, which knows no blocks of more than 4096 bytes.
+    pub(super) fn is_usable(self) -> bool {
+        [self.memory, self.offset].iter().all(|align| align.is_power_of_two() && *align <= 4096)
+    }
 }
 
 /// Block sizes as the host knows them.
@@ -37,9 +50,20 @@ pub(super) fn dio_align(file: &File, is_block: bool) -> io::Result<Option<DioAli
         let align = DioAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align };
         return Ok((align.memory != 0 && align.offset != 0).then_some(align));
     }
-    // An older kernel, or a file system that does not say. The block size is what the manual asks for.
-    let block = if is_block { ioctl_blksszget(file)? } else { stat.stx_blksize.clamp(512, 4096) };
+    // An older kernel, or a file system that does not say.
+    let block = match is_block {
+        true => ioctl_blksszget(file)?,
+        false if reads_sectors(file) => 512,
+        false => 4096,
+    };
     Ok(Some(DioAlign { memory: block, offset: block }))
+}
+
+/// Whether direct I/O takes a sector that is no larger block's start, into memory that is no page's start.
+fn reads_sectors(file: &File) -> bool {
+    let mut memory = [0; 2 * 4096];
+    let page = memory.as_ptr().align_offset(4096);
+    file.read_at(&mut memory[page + 512..page + 1024], 512).is_ok()
 }
 
 /// The block sizes of `file`.
