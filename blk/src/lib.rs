@@ -27,3 +27,6 @@ pub mod request;
 pub mod sector;
 pub mod split;
 pub mod stats;
+
+#[cfg(test)]
+mod doubles;

@@ -609,3 +609,6 @@ fn bytes_in_memory(bytes: u64) -> usize {
 fn is_unsupported(error: Errno) -> bool {
     matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::NODEV)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,19 @@
+//! What a request queue promises.
+
+mod bench;
+mod commands;
+mod flight;
+mod promises;
+mod random;
+mod scripted;
+
+use super::*;
+
+/// Bios, pages and tags are all free, and no chain is under way.
+fn check_nothing_is_held(queue: &RequestQueue) {
+    assert!(queue.is_idle());
+    assert_eq!(queue.bios.available(), queue.bios.capacity(), "bios");
+    assert_eq!(queue.arena.available_pages(Gfp::Atomic), queue.arena.capacity_pages(), "pages");
+    assert_eq!(queue.tags.in_flight(), 0, "tags");
+    assert!(queue.parked.is_empty() && queue.again.is_empty() && queue.done.is_empty());
+}
