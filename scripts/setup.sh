@@ -42,30 +42,35 @@ as_root() {
 
 apt() { as_root env DEBIAN_FRONTEND=noninteractive ${APT_CONFIG:+APT_CONFIG="$APT_CONFIG"} apt-get "$@"; }
 
+# Nothing more than what was asked for, never by removing something, and patient with another apt's lock.
+careful=(-qq -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=300)
+
 # Could "$@" be installed, going by the package lists that are here?
-installable() { apt-get -s -qq --no-install-recommends install "$@" >/dev/null 2>&1; }
+installable() { apt-get -s "${careful[@]}" install "$@" >/dev/null 2>&1; }
 
-# Installs "$@". Another apt may hold the lock, and an old list may name files that the mirror no longer has: both pass.
+# Installs "$@". An old list may name files that the mirror no longer has: then once more with fresh lists, when apt's
+# `no` is final.
 install() {
-  local try started=$SECONDS
+  local started=$SECONDS
   say "installing: $*"
-  for try in 1 2 3 4 5; do
-    if installable "${@}" &&
-      apt -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@" >>"$log" 2>&1; then
-      say "done in $((SECONDS - started)) s"
-      return
-    fi
-    # With fresh lists and nobody in the way, apt's `no` is final.
-    if [[ $try -gt 1 ]] && ! installable "$@"; then return 1; fi
-    refresh "$try"
-  done
-  return 1
+  if ! try_install "$@"; then
+    refresh && try_install "$@" || return 1
+  fi
+  say "done in $((SECONDS - started)) s"
 }
+try_install() { installable "$@" && apt "${careful[@]}" install "$@" >>"$log" 2>&1; }
 
-# Fetches the package lists again; waits a little longer with each try.
+# Fetches the package lists. Another apt may be fetching them, for which apt does not wait by itself.
 refresh() {
+  local try
   say "fetching the package lists"
-  apt -qq update >>"$log" 2>&1 || sleep $((3 * $1))
+  for try in {1..30}; do
+    if apt -qq update >"$work/update" 2>&1; then return; fi
+    grep -q 'Could not get lock' "$work/update" || [[ $try -lt 3 ]] || break
+    sleep 3
+  done
+  cat "$work/update" >>"$log"
+  return 1
 }
 
 # Installs "$@" from this release with its backports, leaving the machine's sources as they are.
@@ -74,7 +79,7 @@ install_from_backports() (
   private_apt "$work/apt" backports >>"$log" 2>&1 || exit 1
   # shellcheck disable=SC1091
   release=$(. /etc/os-release && printf %s "$VERSION_CODENAME")
-  apt -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 -t "$release-backports" install "$@" >>"$log" 2>&1
+  apt "${careful[@]}" -t "$release-backports" install "$@" >>"$log" 2>&1
 )
 
 check_only=no

@@ -3,6 +3,7 @@
 #
 #   guests/linux/build.sh            builds what is missing or out of date; silent when nothing is
 #   guests/linux/build.sh --update   looks for newer Debian packages first
+#   guests/linux/build.sh --compare  builds what is there once more, and fails unless every byte is the same
 #
 # Everything comes out of Debian packages that are downloaded and unpacked, not installed; fio is built from Debian's
 # source, because the packaged one needs 80 MB of libraries. Needs no root, and what scripts/setup.sh guest installs.
@@ -114,10 +115,15 @@ version_of() { sed -n "s/^$1=//p" "$packages/versions"; }
 # unpack DEB FOLDER [tar's arguments]
 unpack() { dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" "${@:3}"; }
 
-# Builds fio, once per version and flags: $out/fio-VERSION.
+# Builds fio once per version, which the file's name has, and once per change of this script: $fio.
 build_fio() {
-  fio=$out/fio-$(version_of fio)
+  fio=$out/fio-$(version_of fio)-$(sha256sum "$here/build.sh" | head -c 8)
   [[ ! -e $fio ]] || return 0
+  rm -f "$out"/fio-*
+  compile_fio "$fio"
+}
+
+compile_fio() {
   say "building fio $(version_of fio) (half a minute)"
   local src=$work/fio lib
   mkdir -p "$src"
@@ -133,9 +139,9 @@ build_fio() {
     --extra-cflags="-ffile-prefix-map=$src=. -g0"
   grep -q '^CONFIG_LIBAIO=y' config-host.mak || die "fio's configure did not find libaio"
   quietly make -j "$(nproc)" fio
-  strip -s -o "$fio.new" fio
+  strip -s -o "$1.new" fio
   cd "$root"
-  mv "$fio.new" "$fio"
+  mv "$1.new" "$1"
 }
 
 # Prints an unsigned little-endian number: $1 file, $2 offset, $3 bytes.
@@ -254,10 +260,12 @@ write_manifest() {
   } >"$work/manifest"
 }
 
+update=no compare=no
 case ${1:-} in
   '') ;;
   --update) update=yes ;;
-  *) die "unknown option '$1': there is only --update" ;;
+  --compare) compare=yes ;;
+  *) die "unknown option '$1': there are --update and --compare" ;;
 esac
 
 mkdir -p "$out"
@@ -265,22 +273,37 @@ mkdir -p "$out"
 exec 9>"$out/lock"
 flock -n 9 || { say "waiting for another build" && flock 9; }
 key=$(inputs)
-if [[ -z ${update:-} && -e $out/vmlinux && -e $out/initramfs.cpio.zst ]] &&
+current=no
+if [[ $update == no && -e $out/vmlinux && -e $out/initramfs.cpio.zst ]] &&
   grep -qsx "inputs=$key" "$out/manifest"; then
-  exit 0
+  current=yes
 fi
+[[ $current == no || $compare == yes ]] || exit 0
+[[ $current == yes || $compare == no ]] || die "there is no build to compare with, or it is out of date: build first"
 
 [[ $(uname -m) == x86_64 ]] || die "the guest is for x86-64 only, and this is $(uname -m)"
 "$root/scripts/setup.sh" --check guest || die "scripts/setup.sh guest installs what is missing"
 started=$SECONDS
+rm -rf "$out"/work.*
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-[[ -z ${update:-} ]] || rm -rf "$packages"
-download
-build_fio
+if [[ $compare == yes ]]; then
+  # A folder of another name, and fio built again: neither may show in the result.
+  compile_fio "$work/fio-again"
+  fio=$work/fio-again
+else
+  [[ $update == no ]] || rm -rf "$packages"
+  download
+  build_fio
+fi
 build_kernel
 build_initramfs
 write_manifest
+if [[ $compare == yes ]]; then
+  cmp "$work/manifest" "$out/manifest" || die "the second build differs from the first"
+  say "built the same bytes again in $((SECONDS - started)) s"
+  exit 0
+fi
 rm -f "$out/manifest" "$out/log"
 mv "$work/vmlinux" "$work/initramfs.cpio.zst" "$out/"
 mv "$work/manifest" "$out/manifest"
