@@ -14,7 +14,8 @@ pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 pub struct DeviceOptions {
     /// How many queues the guest may use, 1 to [`Device::QUEUES_MAX`].
     pub num_queues: u16,
-    /// The most descriptors of a queue: a power of two, 2 to [`Device::QUEUE_SIZE_MAX`].
+    /// The descriptors that a queue is expected to have: a power of two, 2 to [`Device::QUEUE_SIZE_MAX`]. Front-ends
+    /// that can be told are told; whatever they do, a ring of up to [`Device::QUEUE_SIZE_MAX`] is served.
     pub queue_size: u16,
     /// The serial number, at most [`ID_BYTES`] bytes of text. `None`: the disk's own.
     pub serial: Option<String>,
@@ -115,7 +116,7 @@ impl Device {
         self.num_queues
     }
 
-    /// The most descriptors of a queue.
+    /// The descriptors that a queue is expected to have.
     #[must_use]
     pub fn queue_size(&self) -> u16 {
         self.queue_size

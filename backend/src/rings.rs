@@ -143,12 +143,14 @@ impl Rings {
         (0..self.count()).try_for_each(|index| self.set_enabled(index, enabled))
     }
 
-    /// The number of descriptors of a ring.
+    /// The number of descriptors of a ring: up to the most that any device has, also above what this one was told to
+    /// expect. The protocol has no message by which a front-end could learn of a smaller limit, and over virtio-mmio
+    /// QEMU offers its own maximum to the driver, whatever its `queue-size` says.
     ///
     /// # Errors
     /// When there is no such ring, it runs, or it cannot have so many.
     pub fn set_num(&mut self, index: u32, size: u32) -> Result<(), RingError> {
-        let most = self.device.queue_size();
+        let most = Device::QUEUE_SIZE_MAX;
         let ring = self.stopped(index)?;
         let size = check_size(size).map_err(|source| RingError::Setup { index, source })?;
         if size > most {
