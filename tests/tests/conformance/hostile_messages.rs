@@ -50,25 +50,19 @@ fn state(index: u32, num: u32) -> Vec<u8> {
     [index.to_le_bytes(), num.to_le_bytes()].concat()
 }
 
-/// A guest whose ring is stopped, so that a message about it is wrong by its content only.
-fn stopped(subject: Subject) -> (Guest, u16) {
-    let mut guest = Guest::boot(subject, &DiskSpec::default());
-    guest.check_works();
+/// Sends a message about a ring that is stopped, so that it is wrong by its content only.
+fn refused_when_stopped(guest: &mut Guest, name: &str, code: u32, body: &[u8]) {
     let base = guest.stop_ring();
-    (guest, base)
-}
-
-fn refused_when_stopped(subject: Subject, name: &str, code: u32, body: &[u8]) {
-    let (mut guest, base) = stopped(subject);
     let answer = guest.session().acked(code, body, &[]);
-    assert!(matches!(answer, Ok(value) if value != 0), "{subject}: {name}: {answer:?}");
+    assert!(matches!(answer, Ok(value) if value != 0), "{}: {name}: {answer:?}", guest.subject);
     guest.resume_ring(base);
     guest.check_works();
 }
 
 fn ring_sizes_that_are_none(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
     for size in [0, 3, 100, 255, 512, 32_769, 65_536, u32::MAX] {
-        refused_when_stopped(subject, &format!("a ring of {size}"), SET_VRING_NUM, &state(0, size));
+        refused_when_stopped(&mut guest, &format!("a ring of {size}"), SET_VRING_NUM, &state(0, size));
     }
 }
 
@@ -81,7 +75,7 @@ fn addresses(flags: u32, desc: u64, used: u64, avail: u64) -> Vec<u8> {
 }
 
 fn ring_addresses_that_are_none(subject: Subject) {
-    let (guest, _) = stopped(subject);
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
     let right = ring_addresses(&guest.lanes[0].ring);
     let region = guest.memory.regions()[0].clone();
     let last = guest.memory.regions()[1].clone();
@@ -91,13 +85,14 @@ fn ring_addresses_that_are_none(subject: Subject) {
         let mut all = [right.desc_table_addr, right.used_ring_addr, right.avail_ring_addr];
         all[part] = bad;
         let name = format!("address {bad:#x} for part {part}");
-        refused_when_stopped(subject, &name, SET_VRING_ADDR, &addresses(0, all[0], all[1], all[2]));
+        refused_when_stopped(&mut guest, &name, SET_VRING_ADDR, &addresses(0, all[0], all[1], all[2]));
     }
 }
 
 fn indices_that_are_too_large(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
     for base in [65_536, u32::MAX] {
-        refused_when_stopped(subject, &format!("base {base}"), SET_VRING_BASE, &state(0, base));
+        refused_when_stopped(&mut guest, &format!("base {base}"), SET_VRING_BASE, &state(0, base));
     }
 }
 
