@@ -24,6 +24,8 @@ pub mod adapter;
 pub mod chain;
 pub mod config;
 pub mod device;
+#[cfg(test)]
+mod doubles;
 pub mod event;
 pub mod reactor;
 pub mod rings;

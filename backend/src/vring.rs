@@ -47,7 +47,7 @@ pub enum SetupError {
         /// The size that was asked for.
         size: u32,
     },
-    /// A part of the ring is not aligned as virtio asks (2.7).
+    /// A part of the ring is not aligned as virtio asks (2.7), in the guest or within its region.
     #[error("the {part} at {addr:#x} is not aligned to {align} bytes")]
     Misaligned {
         /// Which part.
@@ -322,6 +322,16 @@ impl Part {
 
     fn slice(self, pin: &MemPin, addr: u64) -> Result<GuestSlice, SetupError> {
         self.check_align(addr)?;
-        pin.slice(addr, self.len).map_err(|_| SetupError::Unmapped { part: self.name, addr, len: self.len })
+        let unmapped = SetupError::Unmapped { part: self.name, addr, len: self.len };
+        let slice = pin.slice(addr, self.len).map_err(|_| unmapped)?;
+        // Regions are mapped at pages, wherever they are in the guest: what is aligned there need not be so here.
+        let region = pin.memory().regions().iter().rfind(|region| region.guest_addr() <= addr);
+        match region.map(|region| (addr - region.guest_addr()).is_multiple_of(self.align)) {
+            Some(true) => Ok(slice),
+            _ => Err(SetupError::Misaligned { part: self.name, addr, align: self.align }),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

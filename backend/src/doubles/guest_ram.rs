@@ -1,0 +1,130 @@
+//! A guest's memory, made of files in memory, that tests read and write as files: not through what they test.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use sluice_mem::guest::{GuestMem, MemPin};
+use sluice_mem::region::{Region, RegionInfo};
+
+/// Memory of a guest: regions with a file each.
+#[derive(Debug)]
+pub(crate) struct GuestRam {
+    regions: Vec<(RegionInfo, File)>,
+    memory: Arc<GuestMem>,
+}
+
+impl GuestRam {
+    /// Regions at these guest addresses, of these sizes. Their user addresses are the guest's and
+    /// [`GuestRam::USER_OFFSET`].
+    pub(crate) fn new(regions: &[Range<u64>]) -> Self {
+        let info = |range: &Range<u64>| RegionInfo {
+            guest_addr: range.start,
+            size: range.end - range.start,
+            user_addr: range.start.wrapping_add(Self::USER_OFFSET),
+            mmap_offset: 0,
+        };
+        let with_file = |info: RegionInfo| (info, memory_file(info.size));
+        let regions: Vec<_> = regions.iter().map(info).map(with_file).collect();
+        let memory = Arc::new(map(&regions));
+        Self { regions, memory }
+    }
+
+    /// What a user address is more than its guest address.
+    pub(crate) const USER_OFFSET: u64 = 0x7f00_0000_0000;
+
+    /// The memory as the code under test sees it.
+    pub(crate) fn memory(&self) -> &Arc<GuestMem> {
+        &self.memory
+    }
+
+    /// The memory, pinned on this thread.
+    pub(crate) fn pin(&self) -> MemPin {
+        MemPin::new(Arc::clone(&self.memory))
+    }
+
+    /// The same memory, mapped again.
+    pub(crate) fn map_again(&self) -> GuestMem {
+        map(&self.regions)
+    }
+
+    /// The regions and their files, as a front-end hands them over.
+    pub(crate) fn regions(&self) -> &[(RegionInfo, File)] {
+        &self.regions
+    }
+
+    /// Reads memory; `None` where some of it is in no region.
+    pub(crate) fn try_read(&self, addr: u64, len: usize) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        for (file, at, part) in self.parts(addr, len)? {
+            file.read_exact_at(&mut bytes[part], at).expect("it is in the file");
+        }
+        Some(bytes)
+    }
+
+    /// Reads memory that is there.
+    pub(crate) fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        self.try_read(addr, len).unwrap_or_else(|| panic!("{len} bytes at {addr:#x} are not all there"))
+    }
+
+    /// Reads a little-endian number.
+    pub(crate) fn read_u16(&self, addr: u64) -> u16 {
+        u16::from_le_bytes(self.read(addr, 2).try_into().expect("2 bytes"))
+    }
+
+    /// Writes memory that is there.
+    pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {
+        assert!(self.try_write(addr, bytes), "{} bytes at {addr:#x} are not all there", bytes.len());
+    }
+
+    /// Writes memory. False, and nothing is written, where some of it is in no region.
+    pub(crate) fn try_write(&self, addr: u64, bytes: &[u8]) -> bool {
+        let Some(parts) = self.parts(addr, bytes.len()) else { return false };
+        for (file, at, part) in parts {
+            file.write_all_at(&bytes[part], at).expect("it is in the file");
+        }
+        true
+    }
+
+    /// Where the code under test has the byte at `addr`, and how many bytes from there are in the same region.
+    pub(crate) fn host(&self, addr: u64) -> Option<(usize, u64)> {
+        let regions = self.memory.regions().iter();
+        regions.map(|region| (addr.wrapping_sub(region.guest_addr()), region)).find_map(|(offset, region)| {
+            let left = region.size().checked_sub(offset).filter(|left| *left > 0)?;
+            Some((region.host_ptr().addr() + usize::try_from(offset).expect("a small region"), left))
+        })
+    }
+
+    /// A range of memory as files, offsets in them, and the parts of the range.
+    fn parts(&self, addr: u64, len: usize) -> Option<Vec<(&File, u64, Range<usize>)>> {
+        let (mut parts, mut done) = (Vec::new(), 0);
+        while done < len {
+            let at = addr.checked_add(done as u64)?;
+            let is_in = |(info, _): &&(RegionInfo, File)| {
+                at.checked_sub(info.guest_addr).is_some_and(|offset| offset < info.size)
+            };
+            let (info, file) = self.regions.iter().find(is_in)?;
+            let offset = at - info.guest_addr;
+            let count = usize::try_from(info.size - offset).expect("a small region").min(len - done);
+            parts.push((file, offset, done..done + count));
+            done += count;
+        }
+        Some(parts)
+    }
+}
+
+fn map(regions: &[(RegionInfo, File)]) -> GuestMem {
+    let map = |(info, file): &(RegionInfo, File)| {
+        Region::map(*info, file.try_clone().expect("an fd is free")).expect("a good region")
+    };
+    GuestMem::new(regions.iter().map(map).collect()).expect("disjoint regions")
+}
+
+/// A file in memory of `len` zeroes.
+pub(crate) fn memory_file(len: u64) -> File {
+    let file = File::from(memfd_create("sluice-test", MemfdFlags::CLOEXEC).expect("memfd_create(2)"));
+    file.set_len(len).expect("address space");
+    file
+}
