@@ -106,13 +106,24 @@ impl DiskConfig {
     /// Takes note of what the driver has accepted.
     pub fn accept(&self, features: u64) {
         let has = |bit: u32| features & (1 << bit) != 0;
+        if has(VIRTIO_BLK_F_CONFIG_WCE) && !has(VIRTIO_BLK_F_FLUSH) {
+            // 5.2.5.2: what cannot be flushed is not cached.
+            self.writeback.store(false, Ordering::Relaxed);
+        }
         self.can_flush.store(has(VIRTIO_BLK_F_FLUSH), Ordering::Relaxed);
         self.indirect.store(has(VIRTIO_RING_F_INDIRECT_DESC), Ordering::Relaxed);
     }
 
     /// As it was before any driver.
     pub fn reset(&self) {
-        self.writeback.store(!self.writethrough, Ordering::Relaxed);
+        self.writeback.store(true, Ordering::Relaxed);
+        self.disconnect();
+    }
+
+    /// The front-end has gone. It may come back with a driver that was told that its writes are durable and that does
+    /// not ask again, so what was written through still is, until the device is reset.
+    pub fn disconnect(&self) {
+        self.writeback.fetch_and(!self.writethrough, Ordering::Relaxed);
         self.can_flush.store(true, Ordering::Relaxed);
         self.indirect.store(true, Ordering::Relaxed);
     }
@@ -237,3 +248,6 @@ impl Space {
         self.0[offset..offset + N].copy_from_slice(&bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,7 +140,7 @@ impl Serving {
         // Rings are stopped while the connection is still open: a front-end that sees it closed may reuse its memory.
         drop(handler);
         drop(session);
-        self.device.config().reset();
+        self.device.config().disconnect();
         match &end {
             End::Left => log::info!("{}: the front-end has left", self.name),
             End::Closed(error) => log::warn!("{}: connection closed: {error}", self.name),
