@@ -14,13 +14,14 @@ next() {
   printf '\n==> %d/%d  %s  (after %d s)\n' "$step" "$steps" "$1" "$SECONDS"
 }
 
-next 'install what is missing: a C compiler, QEMU, archivers'
-scripts/setup.sh build
-scripts/setup.sh guest
 command -v cargo >/dev/null || {
   echo 'demo: no cargo here: install a Rust toolchain first, see https://rustup.rs' >&2
   exit 1
 }
+
+next 'install what is missing: a C compiler, QEMU, archivers'
+scripts/setup.sh build
+scripts/setup.sh guest
 
 next 'build sluice'
 cargo build --release --locked -p sluice-launcher
@@ -37,7 +38,8 @@ echo "$work/disk.img"
 
 next "boot the guest on it and run fio, $jobs"
 status=0
-"$sluice" run --blk-file="$work/disk.img" --job fio --job-arg fio=demo --results "$work/results" || status=$?
+# Without the terminal as its input the VM leaves Ctrl-C to this script.
+"$sluice" run --blk-file="$work/disk.img" --job fio --job-arg fio=demo --results "$work/results" </dev/null || status=$?
 
 next 'results'
 # The first file is fio's job file, for block size and depth; the second has the guest's results as lines key=value.

@@ -107,7 +107,7 @@ pub(crate) struct ServeArgs {
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]
     pub(crate) disks: Vec<String>,
 
-    /// A TOML file with a [[disk]] table for each disk
+    /// A TOML file with a table `[[disk]]` for each disk
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }

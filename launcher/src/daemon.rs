@@ -8,6 +8,7 @@
 use std::fmt;
 use std::num::NonZero;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -41,8 +42,8 @@ struct Serving {
 pub(crate) struct StartError(pub(crate) Vec<String>);
 
 /// A place where front-ends will connect, looked at and not yet made.
-enum Place {
-    ToBind,
+enum Place<'a> {
+    ToBind(&'a Path),
     Inherited(InheritedSocket),
 }
 
@@ -50,28 +51,14 @@ impl Daemon {
     /// Serves a plan, or nothing of it.
     pub(crate) fn start(plan: &Plan) -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let opened = each(plan, |planned| {
-            let device = open(planned, cpus).map_err(|why| format!("{}: {why}", planned.about_file()));
-            let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why}", planned.at_endpoint()));
-            match (device, place) {
-                (Ok(device), Ok(place)) => Ok((device, place)),
-                (device, place) => Err([device.err(), place.err()].into_iter().flatten().collect()),
-            }
-        })?;
-        let mut files = Vec::new();
+        let opened = each(&plan.disks, |planned| prepare(planned, cpus))?;
+        // Dropped in reverse, if one cannot be bound: the files first.
         let mut sockets = Vec::new();
+        let mut files = Vec::new();
         for (planned, (device, place)) in plan.disks.iter().zip(opened) {
-            let socket = match (place, &planned.endpoint) {
-                (Place::ToBind, Endpoint::Path(path)) => {
-                    let (listener, file) = socket::listen_at(path).with_context(|| planned.at_endpoint())?;
-                    files.push(file);
-                    Socket::Listener(listener)
-                }
-                (Place::ToBind, Endpoint::Inherited(_)) => unreachable!("an inherited socket is bound"),
-                (Place::Inherited(InheritedSocket::Listening(listener)), _) => Socket::Listener(listener),
-                (Place::Inherited(InheritedSocket::Connected(stream)), _) => Socket::Connected(stream),
-            };
+            let (socket, file) = make(place).with_context(|| planned.at_endpoint())?;
             sockets.push((planned, device, socket));
+            files.extend(file);
         }
         let queues = sockets.iter().map(|(_, device, _)| usize::from(device.num_queues())).sum();
         let workers = Workers::start(cpus.min(queues)).context("cannot start threads for the queues")?;
@@ -93,7 +80,10 @@ impl Daemon {
         loop {
             let ended: Vec<_> = self.servers.iter().map(|serving| serving.server.ended().as_fd()).collect();
             let index = match signals.wait(&ended).context("cannot wait for the end")? {
-                Wake::Stop => return Ok(()),
+                Wake::Stop => {
+                    log::info!("a signal asks for the end");
+                    return Ok(());
+                }
                 Wake::Ready(index) => index,
             };
             let Serving { server, name, is_connection } = self.servers.remove(index);
@@ -123,16 +113,29 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 /// Does a step for each disk, also for those after a failure.
-fn each<T>(plan: &Plan, step: impl Fn(&PlannedDisk) -> Result<T, Vec<String>>) -> Result<Vec<T>, StartError> {
+fn each<'a, T>(
+    disks: &'a [PlannedDisk],
+    step: impl Fn(&'a PlannedDisk) -> Result<T, Vec<String>>,
+) -> Result<Vec<T>, StartError> {
     let mut done = Vec::new();
     let mut errors = Vec::new();
-    for planned in &plan.disks {
+    for planned in disks {
         match step(planned) {
             Ok(value) => done.push(value),
             Err(why) => errors.extend(why),
         }
     }
     if errors.is_empty() { Ok(done) } else { Err(StartError(errors)) }
+}
+
+/// Everything for a disk that touches nothing.
+fn prepare(planned: &PlannedDisk, cpus: usize) -> Result<(Device, Place<'_>), Vec<String>> {
+    let device = open(planned, cpus).map_err(|why| format!("{}: {why:#}", planned.about_file()));
+    let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why:#}", planned.at_endpoint()));
+    match (device, place) {
+        (Ok(device), Ok(place)) => Ok((device, place)),
+        (device, place) => Err([device.err(), place.err()].into_iter().flatten().collect()),
+    }
 }
 
 fn open(planned: &PlannedDisk, cpus: usize) -> Result<Device> {
@@ -151,14 +154,25 @@ fn open(planned: &PlannedDisk, cpus: usize) -> Result<Device> {
     Ok(Device::new(disk, &DeviceOptions { num_queues, queue_size, serial: options.serial.clone() })?)
 }
 
-fn look_at(endpoint: &Endpoint) -> Result<Place> {
+fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {
     match endpoint {
         Endpoint::Path(path) => {
             socket::check(path)?;
-            Ok(Place::ToBind)
+            Ok(Place::ToBind(path))
         }
         Endpoint::Inherited(number) => Ok(Place::Inherited(InheritedSocket::take(*number)?)),
     }
+}
+
+fn make(place: Place<'_>) -> Result<(Socket, Option<SocketFile>)> {
+    Ok(match place {
+        Place::ToBind(path) => {
+            let (listener, file) = socket::listen_at(path)?;
+            (Socket::Listener(listener), Some(file))
+        }
+        Place::Inherited(InheritedSocket::Listening(listener)) => (Socket::Listener(listener), None),
+        Place::Inherited(InheritedSocket::Connected(stream)) => (Socket::Connected(stream), None),
+    })
 }
 
 /// Says what is served, with everything that was chosen because nobody did.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sluice_backend::device::Device;
 
 use crate::daemon::Daemon;
 use crate::disk_args::DiskArgs;
@@ -73,7 +74,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     };
 
     let signals = StopSignals::install().context("cannot take over signals")?;
-    let options = DiskArgs { num_queues: Some(plan.num_queues), ..arguments.disk.clone() };
+    let options = arguments.disk_options(&plan);
     show(&socket, &options, &command_line);
     let daemon = Daemon::start(&Plan { disks: vec![PlannedDisk::on_socket(socket, file, options)] })?;
     let ending = vm::run(&command_line, &signals);
@@ -96,6 +97,14 @@ fn check(arguments: &RunArgs) -> Result<PathBuf> {
     }
     if arguments.machine == MachineKind::Microvm && arguments.vmm == Vmm::CloudHypervisor {
         errors.push("--machine=microvm: is a machine of QEMU's: leave it out, or use --vmm=qemu".into());
+    }
+    if arguments.boot.is_some() && arguments.vmm == Vmm::CloudHypervisor && arguments.vmm_arguments.is_empty()
+    {
+        errors.push(
+            "--boot=disk: Cloud Hypervisor brings no firmware: name one behind two hyphens, as in \
+             `-- --firmware=hypervisor-fw`"
+                .into(),
+        );
     }
     match &arguments.disk.blk_file {
         Some(file) if errors.is_empty() => Ok(file.clone()),
@@ -182,6 +191,15 @@ impl RunArgs {
         };
         let job = self.job.as_deref().unwrap_or("shell");
         guest.boot(job, &self.job_arg, &[&words, self.cmdline.as_deref().unwrap_or_default()])
+    }
+
+    fn disk_options(&self, plan: &VmPlan) -> DiskArgs {
+        let queue_size = match (self.disk.queue_size, self.machine) {
+            // QEMU's virtio-mmio lets the guest make rings as large as it can, whatever `queue-size` says.
+            (None, MachineKind::Microvm) => Some(Device::QUEUE_SIZE_MAX),
+            (given, _) => given,
+        };
+        DiskArgs { num_queues: Some(plan.num_queues), queue_size, ..self.disk.clone() }
     }
 
     fn verdict(&self) -> Verdict {

@@ -74,4 +74,11 @@ fn options_that_contradict_each_other_are_refused() {
         errors(&["--blk-file=/f", "--machine=microvm", "--vmm=cloud-hypervisor"]),
         "--machine=microvm: is a machine of QEMU's: leave it out, or use --vmm=qemu"
     );
+    assert_eq!(
+        errors(&["--blk-file=/f", "--boot=disk", "--vmm=cloud-hypervisor"]),
+        "--boot=disk: Cloud Hypervisor brings no firmware: name one behind two hyphens, as in \
+         `-- --firmware=hypervisor-fw`"
+    );
+    let firmware = ["--blk-file=/f", "--boot=disk", "--vmm=cloud-hypervisor", "--", "--firmware=/fw"];
+    assert!(check(&parse(&firmware).unwrap()).is_ok());
 }

@@ -6,7 +6,8 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::event::Timespec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -67,8 +68,8 @@ impl Vm {
         }
         pidfd_send_signal(&self.ended, Signal::TERM)?;
         let timeout = Timespec::try_from(END_TIME_MAX).map_err(io::Error::other)?;
-        let mut ended = [rustix::event::PollFd::new(&self.ended, rustix::event::PollFlags::IN)];
-        if rustix::event::poll(&mut ended, Some(&timeout))? == 0 {
+        let mut ended = [PollFd::new(&self.ended, PollFlags::IN)];
+        if retry_on_intr(|| poll(&mut ended, Some(&timeout)))? == 0 {
             self.child.kill()?;
         }
         self.child.wait()?;

@@ -2,6 +2,7 @@
 //!
 //! The trial for KVM is answered by the script, too, so that these tests are the same on every machine.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -91,6 +92,19 @@ fn a_signal_ends_the_vm_and_then_the_daemon() {
     assert!(words.contains("error: the VM was ended by a signal to sluice"), "{words}");
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     assert_eq!(leftovers(&place), 0);
+}
+
+#[test]
+fn a_real_qemu_boots_from_the_disk_and_ends_with_the_exit_code_of_what_it_boots() {
+    let place = Place::new();
+    let disk = place.disk("d");
+    // mov al, 5; out 0xf4, al; hlt; and the signature of a boot sector.
+    let sector = [&[0xb0, 5, 0xe6, 0xf4, 0xf4][..], &[0; 505], &[0x55, 0xaa]].concat();
+    std::fs::OpenOptions::new().write(true).open(&disk).unwrap().write_all(&sector).unwrap();
+    let mut command = sluice();
+    command.args(["run", &option("blk-file", &disk), "--boot=disk", "--memory=64M"]);
+    let (code, _, words) = output_of(&mut command);
+    assert_eq!(code, Some(5), "{words}");
 }
 
 #[test]
