@@ -218,7 +218,8 @@ impl Client {
     /// # Errors
     /// As [`Client::push`].
     pub fn unwatch(&mut self, token: u32) -> io::Result<()> {
-        let entry = opcode::PollRemove::new(self.user_data(token)).build();
+        // Not PollRemove, which fails when an event is on its way at this moment.
+        let entry = opcode::AsyncCancel::new(self.user_data(token)).build();
         // SAFETY: the entry points to no memory.
         unsafe { self.push(entry, Self::UNWATCHED) }
     }
