@@ -218,3 +218,6 @@ impl Disk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,3 +65,6 @@ impl Backing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! What opening a disk finds out, and what it says when it does not work.
+
+use std::error::Error;
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn options(path: impl AsRef<Path>) -> DiskOptions {
+    DiskOptions {
+        path: path.as_ref().to_owned(),
+        read_only: false,
+        cache: None,
+        engine: EngineKind::Sync,
+        logical_block_size: None,
+    }
+}
+
+/// A directory with a file of so many bytes.
+fn file(bytes: u64) -> (TempDir, PathBuf) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("disk.img");
+    File::create(&path).and_then(|file| file.set_len(bytes)).expect("a sparse file");
+    (dir, path)
+}
+
+/// What is said of `options`, with `DISK` for the path.
+fn refusal(options: &DiskOptions) -> String {
+    let error = Disk::open(options).expect_err("it is no disk");
+    let mut text = error.to_string();
+    if let Some(source) = error.source() {
+        text += &format!(": {source}");
+    }
+    text.replace(options.path.to_str().expect("a path in UTF-8"), "DISK")
+}
+
+#[test]
+fn a_file_is_a_disk_as_large_as_it_is() {
+    let (_dir, path) = file(3 << 20);
+    let disk = Disk::open(&options(&path)).expect("a good file");
+    assert_eq!(disk.capacity(), Sector(6144));
+    assert_eq!(disk.path(), path);
+    assert!(!disk.is_read_only());
+    assert_eq!(disk.engine_kind(), EngineKind::Sync);
+    assert!(disk.limits().are_sound());
+    let read_only = DiskOptions { read_only: true, ..options(&path) };
+    assert!(Disk::open(&read_only).expect("a good file").is_read_only());
+}
+
+#[test]
+fn what_is_not_there_or_empty_is_told() {
+    let (dir, path) = file(0);
+    let missing = options(dir.path().join("missing"));
+    assert_eq!(
+        refusal(&missing),
+        "cannot open DISK for reading and writing: No such file or directory (os error 2)"
+    );
+    let missing = DiskOptions { read_only: true, ..missing };
+    assert_eq!(refusal(&missing), "cannot open DISK for reading: No such file or directory (os error 2)");
+    assert_eq!(refusal(&options(path)), "DISK is empty: give it a size with `truncate -s 1G`");
+}
+
+#[test]
+fn what_may_only_be_read_is_told_with_a_hint() {
+    for (read_only, text) in [
+        (true, "cannot open x for reading"),
+        (false, "cannot open x for reading and writing (to serve it read-only, say so)"),
+    ] {
+        let source = io::ErrorKind::PermissionDenied.into();
+        assert_eq!(DiskError::Open { path: "x".into(), read_only, source }.to_string(), text);
+    }
+}
+
+#[test]
+fn what_is_no_file_is_told_without_opening_it() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let at = |name: &str| dir.path().join(name);
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), fifo, 0o600.into(), 0).expect("mknod(2)");
+    let _socket = UnixListener::bind(at("socket")).expect("a short path");
+    for (path, kind) in [
+        (dir.path().to_owned(), "directory"),
+        (at("pipe"), "pipe"),
+        (at("socket"), "socket"),
+        ("/dev/null".into(), "character device"),
+    ] {
+        let expected = format!("DISK is a {kind}: a disk is a regular file or a block device");
+        assert_eq!(refusal(&options(path)), expected);
+    }
+}
+
+#[test]
+fn a_size_is_whole_blocks() {
+    for (size, block, text) in [
+        (
+            1000,
+            None,
+            "DISK has 1000 bytes, which is not a multiple of its block size of 512: make it longer with `truncate -s %512`",
+        ),
+        (
+            512,
+            Some(4096),
+            "DISK has 512 bytes, which is not a multiple of its block size of 4096: make it longer with `truncate -s %4096`",
+        ),
+    ] {
+        let (_dir, path) = file(size);
+        let cache = Some(Cache::Writeback);
+        let options = DiskOptions { logical_block_size: block, cache, ..options(&path) };
+        assert_eq!(refusal(&options), text);
+        // The advice helps.
+        let argument = format!("%{}", block.unwrap_or(512));
+        let done = std::process::Command::new("truncate").arg("-s").arg(argument).arg(&path).status();
+        assert!(done.is_ok_and(|status| status.success()));
+        assert!(Disk::open(&options).is_ok());
+    }
+}
+
+#[test]
+fn a_block_size_is_512_or_4096() {
+    let (_dir, path) = file(1 << 20);
+    for block in [512, 4096] {
+        let options = DiskOptions { logical_block_size: Some(block), ..options(&path) };
+        let limits = *Disk::open(&options).expect("a block size that exists").limits();
+        assert_eq!(limits.logical_block_size, block);
+        assert!(limits.physical_block_size >= block && limits.io_min >= block);
+        assert!(limits.discard_granularity >= block);
+    }
+    for block in [0, 1, 256, 513, 1024, 8192] {
+        let options = DiskOptions { logical_block_size: Some(block), ..options(&path) };
+        let text = format!("a logical block size of {block} bytes does not exist: 512 and 4096 do");
+        assert_eq!(refusal(&options), text);
+    }
+}
+
+/// Whether files in a directory take direct I/O, found out by opening one.
+fn takes_direct_io(path: &Path) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(libc::O_DIRECT).open(path).is_ok()
+}
+
+#[test]
+fn the_cache_mode_is_none_where_the_file_takes_direct_io() {
+    let places = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
+    for place in places.iter().filter(|place| place.is_dir()) {
+        let file = tempfile::Builder::new().tempfile_in(place).expect("a temporary file");
+        file.as_file().set_len(1 << 20).expect("a sparse file");
+        let disk = Disk::open(&options(file.path())).expect("a good file");
+        let direct = takes_direct_io(file.path());
+        assert_eq!(disk.cache(), if direct { Cache::None } else { Cache::Writeback });
+        assert_eq!(disk.limits().dma_alignment > 1, direct, "in {}", place.display());
+    }
+}
+
+#[test]
+fn sectors_are_served_where_the_file_system_does_not_tell_of_its_alignment() {
+    let Ok(file) = tempfile::Builder::new().tempfile_in("/dev/shm") else {
+        return eprintln!("SKIPPED: there is no tmpfs at /dev/shm");
+    };
+    file.as_file().set_len(512).expect("a sparse file");
+    let disk = Disk::open(&options(file.path())).expect("a file of one sector");
+    assert_eq!((disk.limits().logical_block_size, disk.capacity()), (512, Sector(1)));
+}
+
+#[test]
+fn a_cache_mode_that_was_asked_for_is_the_one() {
+    let (_dir, path) = file(1 << 20);
+    for cache in Cache::ALL {
+        if cache.is_direct() && !takes_direct_io(&path) {
+            continue;
+        }
+        let disk = Disk::open(&DiskOptions { cache: Some(cache), ..options(&path) }).expect("a good file");
+        assert_eq!(disk.cache(), cache);
+        assert_eq!(disk.limits().dma_alignment > 1, cache.is_direct());
+    }
+}
+
+#[test]
+fn a_file_without_direct_io_is_told_when_it_was_asked_for() {
+    // Files of procfs are regular files that take none.
+    for cache in [Cache::None, Cache::Directsync] {
+        let options = DiskOptions { cache: Some(cache), read_only: true, ..options("/proc/version") };
+        let expected = format!(
+            "DISK does not take direct I/O, which cache={cache} needs: use cache=writeback or cache=writethrough"
+        );
+        assert_eq!(refusal(&options), expected);
+    }
+    let options = DiskOptions { read_only: true, ..options("/proc/version") };
+    // Otherwise the page cache is used; such a file has no end that could be sought.
+    assert_eq!(refusal(&options), "cannot find out about DISK: Invalid argument (os error 22)");
+}
+
+#[test]
+fn serials_differ_as_files_do() {
+    let (dir, path) = file(512);
+    let (other, link) = (dir.path().join("other.img"), dir.path().join("link.img"));
+    File::create(&other).and_then(|file| file.set_len(512)).expect("a sparse file");
+    symlink(&path, &link).expect("a symbolic link");
+    let cache = Some(Cache::Writeback);
+    let open = |path| Disk::open(&DiskOptions { cache, ..options(path) }).expect("a good file");
+    let serial = |path| open(path).serial().to_owned();
+    assert_ne!(serial(&path), serial(&other));
+    assert_eq!(serial(&path), serial(&link), "a link is the same file");
+    assert!(serial(&path).len() <= 20 && serial(&path).is_ascii());
+}
+
+#[test]
+fn words_are_read_as_they_are_written() {
+    for cache in Cache::ALL {
+        assert_eq!(cache.to_string().parse(), Ok(cache));
+    }
+    for kind in EngineKind::ALL {
+        assert_eq!(kind.to_string().parse(), Ok(kind));
+    }
+    let error = "fast".parse::<Cache>().expect_err("no such mode");
+    assert_eq!(error.to_string(), "\"fast\" is none of none, writeback, writethrough, directsync, unsafe");
+    let error = "Uring".parse::<EngineKind>().expect_err("no such engine");
+    assert_eq!(error.to_string(), "\"Uring\" is none of uring, sync");
+}
+
+#[test]
+fn what_the_words_mean_is_what_qemu_means() {
+    let direct = Cache::ALL.map(Cache::is_direct);
+    assert_eq!(direct, [true, false, false, true, false]);
+    let writethrough = Cache::ALL.map(Cache::is_writethrough);
+    assert_eq!(writethrough, [false, false, true, true, false]);
+}
+
+#[test]
+fn a_disk_on_io_uring_needs_a_ring() {
+    let (_dir, path) = file(1 << 20);
+    let disk = Disk::open(&DiskOptions { engine: EngineKind::Uring, ..options(&path) }).expect("a good file");
+    let error = disk.engine(32, None).err().expect("there is no ring");
+    assert_eq!(error.to_string(), "io_uring is not available on this host");
+    let ring = Ring::new(8).expect("tests need io_uring");
+    assert!(disk.engine(32, Some(&ring)).is_ok());
+    let disk = Disk::open(&options(&path)).expect("a good file");
+    assert!(disk.engine(32, None).is_ok());
+}

@@ -1,0 +1,106 @@
+//! Engines on a block device.
+
+use std::os::unix::fs::FileExt;
+
+use tempfile::NamedTempFile;
+
+use crate::disk::{Cache, Disk, DiskOptions, EngineKind};
+use crate::doubles::dice::Dice;
+use crate::doubles::loop_device::LoopDevice;
+use crate::engine::ring::Ring;
+use crate::request::Command;
+use crate::sector::Sector;
+
+use super::rig::{FILE_BYTES, Rig};
+
+/// Calls `test` with each engine, and each way through the caches, on a loop device over the rig's file.
+fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
+    for (engine, cache) in [EngineKind::Sync, EngineKind::Uring]
+        .into_iter()
+        .flat_map(|engine| [Cache::None, Cache::Writeback].map(|cache| (engine, cache)))
+    {
+        let mut rig = Rig::new(false, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
+        let Some(device) = LoopDevice::over(rig.file.path(), 512) else { return };
+        let options = DiskOptions {
+            path: device.path().to_owned(),
+            read_only: false,
+            cache: Some(cache),
+            engine,
+            logical_block_size: None,
+        };
+        let disk = Disk::open(&options).expect("a loop device is a disk");
+        eprintln!("{engine}, cache={cache}");
+        rig.engine = disk.engine(64, rig.ring.as_ref()).expect("a free slot");
+        if engine == EngineKind::Sync {
+            rig.ring = None;
+        }
+        test(&mut rig, &disk);
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk() {
+    with_each_device(|rig, disk| {
+        assert_eq!(disk.capacity(), Sector(FILE_BYTES / 512));
+        assert_eq!(disk.limits().logical_block_size, 512);
+        let data = Dice::new(1).bytes(8192);
+        rig.ram.write(0, &data);
+        let write = Command::Write { dsync: false };
+        assert_eq!(rig.run(write, 512, 8192, &[(0, 4096), (4096, 4096)]), Ok(8192));
+        assert_eq!(rig.run(Command::Sync, 0, 0, &[]), Ok(0));
+        assert!(rig.in_file(512, 8192) == data);
+        assert_eq!(rig.run(Command::Read, 512, 8192, &[(16384, 8192)]), Ok(8192));
+        assert!(rig.ram.read(16384, 8192) == data);
+        assert_eq!(rig.run(Command::Read, FILE_BYTES, 512, &[(0, 512)]), Ok(0), "past its end");
+    });
+}
+
+#[test]
+fn a_block_device_gives_space_back_and_zeroes() {
+    with_each_device(|rig, _| {
+        let commands = [Command::Discard, Command::Zero { unmap: true }, Command::Zero { unmap: false }];
+        for command in commands {
+            let write = Command::Write { dsync: false };
+            rig.ram.write(0, &vec![5; 1 << 20]);
+            assert_eq!(rig.run(write, 0, 1 << 20, &[(0, 1 << 20)]), Ok(1 << 20));
+            assert_eq!(rig.run(Command::Sync, 0, 0, &[]), Ok(0));
+            let before = rig.allocated();
+            assert_eq!(rig.run(command, 4096, 1 << 19, &[]), Ok(0), "{command:?}");
+            assert_eq!(rig.run(Command::Sync, 0, 0, &[]), Ok(0));
+            let keeps = command == Command::Zero { unmap: false };
+            assert_eq!(rig.allocated() + (1 << 19) <= before, !keeps, "{command:?}: {}", rig.allocated());
+            assert_eq!(rig.run(Command::Read, 0, 1 << 20, &[(0, 1 << 20)]), Ok(1 << 20));
+            let mut expected = vec![5; 1 << 20];
+            expected[4096..4096 + (1 << 19)].fill(0);
+            assert!(rig.ram.read(0, 1 << 20) == expected, "{command:?}");
+        }
+    });
+}
+
+#[test]
+fn large_blocks_of_a_device_are_those_of_the_disk() {
+    let file = NamedTempFile::new().expect("a temporary file");
+    file.as_file().write_all_at(&[1; 512], FILE_BYTES - 512).expect("a sparse file");
+    let Some(device) = LoopDevice::over(file.path(), 4096) else { return };
+    for cache in [Cache::None, Cache::Writeback] {
+        let mut options = DiskOptions {
+            path: device.path().to_owned(),
+            read_only: true,
+            cache: Some(cache),
+            engine: EngineKind::Sync,
+            logical_block_size: None,
+        };
+        let disk = Disk::open(&options).expect("a loop device is a disk");
+        assert_eq!(disk.limits().logical_block_size, 4096);
+        options.logical_block_size = Some(512);
+        let error = Disk::open(&options).expect_err("it has no sectors of 512 bytes");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{} is addressed in blocks of 4096 bytes, so its logical block size cannot be 512: leave it out, \
+                 or use a cache mode without direct I/O (cache=writeback)",
+                device.path().display()
+            )
+        );
+    }
+}
