@@ -63,3 +63,36 @@ impl Default for QueueLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_sound_exactly_when_every_cut_is_possible() {
+        let default = QueueLimits::default();
+        assert!(default.are_sound());
+        for (block, alignment, most, sound) in [
+            (512, 1, 512, true),
+            (512, 512, 1 << 20, true),
+            (4096, 4, 1 << 20, true),
+            (512, 4096, 8192, true),
+            (0, 1, 4096, false),
+            (512, 0, 4096, false),
+            (1536, 1, 1536, false),
+            (512, 3, 1536, false),
+            (4096, 512, 512, false),
+            (512, 4096, 512, false),
+            (512, 1, 0, false),
+            (512, 1, (1 << 20) + 512, false),
+        ] {
+            let limits = QueueLimits {
+                logical_block_size: block,
+                dma_alignment: alignment,
+                max_bytes: most,
+                ..default
+            };
+            assert_eq!(limits.are_sound(), sound, "{limits:?}");
+        }
+    }
+}

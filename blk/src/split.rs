@@ -52,3 +52,6 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     let aligned = bio.sg.is_aligned(limits.dma_alignment as usize);
     Piece { bytes: whole, bounce: (!aligned).then_some(BounceReason::Misaligned) }
 }
+
+#[cfg(test)]
+mod tests;
