@@ -134,6 +134,8 @@ impl Serving {
                         break end;
                     }
                 }
+                // The served one may have left just before the other one came: then the other one is next, not second.
+                Some(_) if has_something(&stream)? => {}
                 Some(_) => self.refuse(listener)?,
             }
         };
@@ -187,6 +189,13 @@ impl Serving {
         }
         Ok(())
     }
+}
+
+/// Whether there is a message, or the end of the connection.
+fn has_something(stream: &UnixStream) -> io::Result<bool> {
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut polled = [PollFd::new(stream, PollFlags::IN)];
+    Ok(poll(&mut polled, Some(&now))? > 0)
 }
 
 /// The next connection, if it is still there.
