@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::loop_device::LoopDevice;
 use crate::model::Model;
 use crate::request::SECTOR;
 use crate::rng::Rng;
@@ -27,6 +28,8 @@ pub struct DiskSpec {
     pub serial: Option<String>,
     /// 512 or 4096; none for the device's default.
     pub logical_block: Option<u32>,
+    /// The file is served as a block device with blocks of so many bytes; none for the plain file.
+    pub device: Option<u32>,
     /// The cache mode, where a test is about it; else the subject's own.
     pub cache: Option<&'static str>,
 }
@@ -42,6 +45,7 @@ impl Default for DiskSpec {
             queue_size: 256,
             serial: Some("conformance".into()),
             logical_block: None,
+            device: None,
             cache: None,
         }
     }
@@ -50,6 +54,8 @@ impl Default for DiskSpec {
 /// A file that is a disk, in a directory that vanishes with it.
 #[derive(Debug)]
 pub struct Disk {
+    /// Detached before its file goes.
+    device: Option<LoopDevice>,
     dir: TempDir,
     /// What the disk was made from.
     pub spec: DiskSpec,
@@ -59,17 +65,25 @@ impl Disk {
     /// Makes the file.
     pub fn new(spec: &DiskSpec) -> Self {
         let dir = TempDir::with_prefix_in("disk-", disk_dir()).expect("a directory for a disk can be made");
-        let disk = Disk { dir, spec: spec.clone() };
-        let file = File::create(disk.path()).expect("a disk file can be made");
+        let mut disk = Disk { device: None, dir, spec: spec.clone() };
+        let file = File::create(disk.file()).expect("a disk file can be made");
         file.set_len(spec.bytes as u64).expect("a disk file can be sized");
         if let Some(seed) = spec.content {
             file.write_all_at(&Rng::new(seed).bytes(spec.bytes), 0).expect("a disk file can be filled");
         }
+        let attach =
+            |block| LoopDevice::attach(&disk.file(), block).expect("the test made sure of loop devices");
+        disk.device = spec.device.map(attach);
         disk
     }
 
-    /// The file.
+    /// What is to be served: the file, or the block device on it.
     pub fn path(&self) -> PathBuf {
+        self.device.as_ref().map_or_else(|| self.file(), |device| device.path().to_path_buf())
+    }
+
+    /// The file.
+    pub fn file(&self) -> PathBuf {
         self.dir.path().join("disk")
     }
 
@@ -80,7 +94,7 @@ impl Disk {
 
     /// What the file holds now.
     pub fn bytes(&self) -> Vec<u8> {
-        std::fs::read(self.path()).expect("a disk file can be read")
+        std::fs::read(self.file()).expect("a disk file can be read")
     }
 
     /// The oracle for this disk, as long as nobody has written to it.
@@ -90,8 +104,10 @@ impl Disk {
             Some(seed) => Rng::new(seed).bytes(spec.bytes),
             None => vec![0; spec.bytes],
         };
-        let block =
-            spec.logical_block.map_or(SECTOR, |block| usize::try_from(block).expect("u32 fits usize"));
+        let block = spec
+            .logical_block
+            .or(spec.device)
+            .map_or(SECTOR, |block| usize::try_from(block).expect("u32 fits usize"));
         Model::new(data, spec.read_only, block, spec.serial.as_deref())
     }
 }

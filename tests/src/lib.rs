@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod guest;
 pub mod hostile;
 pub mod lane;
+pub mod loop_device;
 pub mod memory;
 pub mod mixture;
 pub mod model;

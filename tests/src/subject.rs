@@ -59,6 +59,12 @@ pub enum Ability {
     ExactUsedLength,
     /// Answers malformed requests by the project's rules, not by others that the specification allows too.
     StrictRequests,
+    /// Serves a block device as it serves a file.
+    BlockDevices,
+    /// Serves a ring larger than its own option says.
+    LargerRings,
+    /// Turns a second front-end away at once.
+    RefusesSecond,
     /// Has memory slots: ADD_MEM_REG, REM_MEM_REG.
     MemorySlots,
     /// Has RESET_DEVICE.
@@ -93,7 +99,7 @@ pub enum Ability {
     Unmaps,
     /// Takes a chain that starts with direct descriptors and ends with an indirect table.
     IndirectTail,
-    /// Takes a buffer that crosses two regions when its descriptor is in an indirect table.
+    /// Takes indirect tables that cross two regions, and buffers that do and are in an indirect table.
     IndirectAcrossRegions,
     /// Goes on after a descriptor of length 0.
     EmptyDescriptors,
@@ -158,6 +164,8 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
     match ability {
         Ability::SurvivesBadMessage => Some("vhost-user-backend ends the connection after any error"),
         Ability::ChecksRing => Some("vhost-user-backend's ring methods cannot say no"),
+        Ability::LargerRings => Some("vhost-user-backend refuses it"),
+        Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
         _ => None,
     }
 }
@@ -171,6 +179,9 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
             Some("virtio-queue shows a broken chain as a shorter one; the err fd cannot be written")
         }
         Ability::ChecksRing => Some("virtio-queue ignores a bad size and says nothing"),
+        Ability::LargerRings => Some("vhost-user-backend refuses it"),
+        Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
+        Ability::BlockDevices => Some("the oracle asks a disk for nothing but its size"),
         Ability::ConfigAtMmioOffset => Some("not worth it for an oracle"),
         Ability::CacheOption => Some("it always starts in write-back mode"),
         _ => None,
@@ -198,11 +209,13 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::ConfigFlags => Some("it takes SET_CONFIG with flags 0 only"),
         Ability::CacheOption => Some("it calls that by other names"),
         Ability::DisableStops => Some("it goes on for a while after SET_VRING_ENABLE 0"),
+        Ability::BlockDevices => Some("it has another driver for them"),
+        Ability::RefusesSecond => Some("its library leaves the second waiting"),
         Ability::ResetDevice => Some("it does not offer it"),
         Ability::LeavesFdFlags => Some("it makes the front-end's event fds non-blocking"),
         Ability::NoCallFd => Some("it writes to the fd that it does not have, and stops the ring"),
         Ability::IndirectAcrossRegions => {
-            Some("it counts both parts of such a buffer as entries of the table")
+            Some("its library does not follow an indirect chain from one region into the next")
         }
         Ability::WholeBlocks => Some("it looks at where a transfer starts, not at its length"),
         Ability::NoBarrierBit => Some("it masks the bit, and takes the type for a read"),

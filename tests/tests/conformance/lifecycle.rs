@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use sluice_tests::disk::DiskSpec;
+use sluice_tests::frontend::Session;
 use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::memory::{GuestMemory, Region, memory_file};
 use sluice_tests::model::{Answer, IOERR};
@@ -26,6 +27,7 @@ sluice_tests::suite! {
     memory_slots_come_and_go: [MemorySlots],
     there_are_many_memory_slots: [MemorySlots],
     a_front_end_comes_back_many_times: [],
+    a_second_front_end_is_turned_away: [RefusesSecond],
     front_ends_that_leave_early_change_nothing: [],
     a_front_end_leaves_in_the_middle: [],
     reset_device_starts_over: [ResetDevice],
@@ -246,6 +248,21 @@ fn a_front_end_comes_back_many_times(subject: Subject) {
         assert_eq!(socket(&guest), inode, "{subject}: the listening socket was replaced");
     }
     guest.check_file();
+}
+
+/// At once, and the first does not notice. When the first has left, the next is served.
+fn a_second_front_end_is_turned_away(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    for _ in 0..10 {
+        let mut second = Session::connect(guest.served.socket());
+        assert!(
+            second.closed_within(Duration::from_secs(5)),
+            "{subject}: a second front-end is kept waiting"
+        );
+        guest.check_works();
+    }
+    guest.reconnect();
+    guest.check_works();
 }
 
 fn front_ends_that_leave_early_change_nothing(subject: Subject) {

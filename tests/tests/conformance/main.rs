@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+mod devices;
 mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;

@@ -11,6 +11,7 @@ use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {
     rings_of_2_to_1024_work: [],
+    a_ring_larger_than_was_planned_is_served: [LargerRings],
     a_full_ring_is_answered_in_full: [],
     indices_wrap_past_65535: [],
     a_polling_driver_needs_no_call_fd: [NoCallFd],
@@ -62,6 +63,16 @@ fn rings_of_2_to_1024_work(subject: Subject) {
             guest.check(&Request::read(0, 4096), &Shape::default());
         }
         guest.check(&Request::flush(), &Shape::default());
+        guest.check_file();
+    }
+}
+
+/// `--queue-size` is what the device tells of itself; a front-end may have its own idea.
+fn a_ring_larger_than_was_planned_is_served(subject: Subject) {
+    let spec = DiskSpec { queue_size: 64, ..DiskSpec::default() };
+    for size in [128, 1024] {
+        let mut guest = Guest::boot_with(subject, &spec, &sized(size));
+        churn(&mut guest, &mut Rng::for_test(34), 4);
         guest.check_file();
     }
 }

@@ -1,8 +1,9 @@
 //! Framing carries no meaning: however a request is cut into descriptors, its answer is the same (virtio 1.3, 2.7.4).
 
 use sluice_tests::disk::DiskSpec;
-use sluice_tests::driver::{Chain, Desc};
+use sluice_tests::driver::{Chain, Desc, INDIRECT, NEXT, WRITE, write_desc};
 use sluice_tests::guest::{Drive, Guest};
+use sluice_tests::memory::SEAM;
 use sluice_tests::mixture;
 use sluice_tests::model::OK;
 use sluice_tests::request::{Place, Request, SECTOR, Shape, Table};
@@ -18,6 +19,7 @@ sluice_tests::suite! {
     data_comes_in_one_huge_piece: [],
     buffers_lie_anywhere: [],
     data_crosses_two_regions: [IndirectAcrossRegions],
+    an_indirect_table_crosses_two_regions: [IndirectAcrossRegions],
     random_shapes_get_the_same_answers: [],
     empty_descriptors_break_nothing: [EmptyDescriptors],
 }
@@ -136,6 +138,32 @@ fn data_crosses_two_regions(subject: Subject) {
     }
     // The header itself across the boundary.
     guest.check(&Request::flush(), &Shape { place: Place::AcrossRegions, ..Shape::default() });
+}
+
+/// The table's bytes are in two mappings, one descriptor even in both.
+fn an_indirect_table_crosses_two_regions(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    let request = Request::read(8, 8192);
+    for split in [16, 24, 40, 56] {
+        let placed = Shape::pieces(&[4096]).place(&request, &guest.memory);
+        let (table, descs) = (SEAM - split, &placed.chain.direct);
+        for (i, desc) in descs.iter().enumerate() {
+            let more = if i + 1 < descs.len() { NEXT } else { 0 };
+            let direction = if desc.writable { WRITE } else { 0 };
+            let next = u16::try_from(i + 1).unwrap();
+            write_desc(&guest.memory, table + 16 * i as u64, desc.addr, desc.len, direction | more, next);
+        }
+        let len = u32::try_from(16 * descs.len()).unwrap();
+        let ring = guest.ring();
+        let head =
+            ring.offer(&Chain { direct: vec![Desc { addr: table, len, writable: false }], indirect: vec![] });
+        ring.raw_desc(head, table, len, INDIRECT, 0);
+        ring.submit();
+        let used = ring.wait();
+        let written = placed.finish().unwrap_or_else(|at| panic!("{subject}: wrote to {at:#x}"));
+        assert_eq!((written.status, used.len), (OK, 8193), "{subject}: {split} bytes before the boundary");
+        assert!(guest.lanes[0].model.may_read_as(8, &written.data), "{subject}: wrong data");
+    }
 }
 
 fn random_shapes_get_the_same_answers(subject: Subject) {
