@@ -4,7 +4,7 @@
 //! here and nowhere else; a suite names the [`Ability`] that it needs and is skipped where it is lacking.
 
 mod in_process;
-mod process;
+pub(crate) mod process;
 
 pub use self::process::sluice_path;
 

@@ -16,32 +16,54 @@ pub(super) const QEMU: &str = "/usr/bin/qemu-storage-daemon";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A process with its output in a file.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
 }
 
-/// Starts the sluice binary.
-pub(super) fn sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Process {
-    let spec = &disk.spec;
+/// Starts the sluice binary on one disk.
+pub(crate) fn sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Process {
     let mut command = Command::new(sluice_path());
-    command.arg(format!("--socket-path={}", socket.display()));
-    command.arg(format!("--blk-file={}", disk.path().display()));
-    command.arg(format!("--engine={engine}"));
-    command.arg(format!("--cache={}", spec.cache.unwrap_or(cache)));
-    command.arg(format!("--num-queues={}", spec.queues));
-    command.arg(format!("--queue-size={}", spec.queue_size));
-    if spec.read_only {
-        command.arg("--read-only");
-    }
-    if let Some(serial) = &spec.serial {
-        command.arg(format!("--serial={serial}"));
-    }
-    if let Some(block) = spec.logical_block {
-        command.arg(format!("--logical-block-size={block}"));
-    }
+    command.args(options(engine, cache, disk, socket).map(|(name, value)| format!("--{name}={value}")));
     Process::start(command, disk, socket)
+}
+
+/// Starts one sluice binary on several disks, each with its socket. The log is that of the first disk.
+pub(crate) fn sluice_serving(engine: Engine, cache: &str, disks: &[(&Disk, &Path)]) -> Process {
+    let mut command = Command::new(sluice_path());
+    command.arg("serve");
+    for (disk, socket) in disks {
+        let settings: Vec<_> = options(engine, cache, disk, socket)
+            .map(|(name, value)| format!("{name}={}", value.replace(',', ",,")))
+            .collect();
+        command.args(["--disk", &settings.join(",")]);
+    }
+    let (first, _) = disks.first().expect("there is a disk to serve");
+    let (_, last) = disks.last().expect("there is a disk to serve");
+    Process::start(command, first, last)
+}
+
+/// The options that a disk asks for, by the names that they have on the command line and in `--disk`.
+fn options(
+    engine: Engine,
+    cache: &str,
+    disk: &Disk,
+    socket: &Path,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let spec = &disk.spec;
+    let options = [
+        ("socket-path", Some(socket.display().to_string())),
+        ("blk-file", Some(disk.path().display().to_string())),
+        ("engine", Some(engine.to_string())),
+        ("cache", Some(spec.cache.unwrap_or(cache).to_owned())),
+        ("num-queues", Some(spec.queues.to_string())),
+        ("queue-size", Some(spec.queue_size.to_string())),
+        ("read-only", spec.read_only.then(|| "on".to_owned())),
+        ("serial", spec.serial.clone()),
+        ("logical-block-size", spec.logical_block.map(|bytes| bytes.to_string())),
+    ];
+    options.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 /// Starts QEMU's storage daemon.
@@ -97,7 +119,14 @@ impl Process {
         process
     }
 
-    fn log(&self) -> String {
+    /// Why the process is not running any more, if it is not.
+    pub(crate) fn fault(&mut self) -> Option<String> {
+        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
+        self.ended.map(|status| format!("the process ended by itself with {status}:\n{}", self.log()))
+    }
+
+    /// What the process has printed.
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
@@ -125,11 +154,9 @@ impl Process {
 
 impl Backend for Process {
     fn fault(&mut self) -> Option<String> {
-        self.ended = self.ended.or_else(|| self.child.try_wait().ok().flatten());
-        self.ended.map(|status| format!("the process ended by itself with {status}:\n{}", self.log()))
+        Process::fault(self)
     }
 }
-
 impl Drop for Process {
     fn drop(&mut self) {
         let end = self.end();
