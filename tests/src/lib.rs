@@ -21,3 +21,4 @@ pub mod request;
 pub mod rng;
 pub mod signal;
 pub mod subject;
+pub mod vm;

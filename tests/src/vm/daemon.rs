@@ -1,0 +1,65 @@
+//! The product as VMs meet it: one process with one or more disks.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::disk::Disk;
+use crate::subject::Engine;
+use crate::subject::process::{self, Process};
+
+/// A running sluice. Dropping it ends it by SIGTERM, and fails the test if that does not end it well.
+pub struct Daemon {
+    process: Process,
+    sockets: Vec<PathBuf>,
+    _dir: TempDir,
+}
+
+impl Daemon {
+    /// Serves disks: one as management tools have it done, several by `sluice serve`.
+    ///
+    /// # Panics
+    /// If the binary is not there or does not start.
+    pub fn start(engine: Engine, cache: &str, disks: &[&Disk]) -> Self {
+        let dir = TempDir::with_prefix("sluice-").expect("a directory for sockets can be made");
+        let sockets: Vec<_> = (0..disks.len()).map(|n| dir.path().join(format!("disk{n}"))).collect();
+        let process = match disks {
+            [disk] => process::sluice(engine, cache, disk, &sockets[0]),
+            _ => {
+                let pairs: Vec<_> = disks.iter().copied().zip(sockets.iter().map(PathBuf::as_path)).collect();
+                process::sluice_serving(engine, cache, &pairs)
+            }
+        };
+        Daemon { process, sockets, _dir: dir }
+    }
+
+    /// Where a disk is served, by its number.
+    pub fn socket(&self, number: usize) -> &Path {
+        &self.sockets[number]
+    }
+
+    /// Requires that it runs, has served `connections`, and had nothing to complain about.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn assert_well(&mut self, connections: usize) {
+        self.assert_serves();
+        let log = self.process.log();
+        let served = log.lines().filter(|line| line.contains("a front-end has connected")).count();
+        assert_eq!(served, connections, "connections in the log (it needs RUST_LOG=info or more):\n{log}");
+        let is_complaint = |line: &str| line.contains(" WARN ") || line.contains(" ERROR ");
+        assert!(!log.lines().any(is_complaint), "the daemon complains:\n{log}");
+    }
+
+    /// Requires that it runs.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn assert_serves(&mut self) {
+        if let Some(fault) = self.process.fault() {
+            panic!("{fault}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! QEMU's command line for a VM.
+
+use std::path::{Path, PathBuf};
+
+use super::{Kernel, Machine, Vm, VmDisk, images};
+
+/// What a VM leaves in its directory.
+pub(super) struct Files {
+    /// The first serial port.
+    pub(super) console: PathBuf,
+    /// The second serial port.
+    pub(super) results: PathBuf,
+    /// QEMU's own messages.
+    pub(super) errors: PathBuf,
+    /// The socket of QEMU's monitor.
+    pub(super) monitor: PathBuf,
+    /// The initramfs with the VM's own files.
+    pub(super) initramfs: PathBuf,
+}
+
+impl Files {
+    /// Their names in a directory.
+    pub(super) fn in_dir(dir: &Path) -> Self {
+        Files {
+            console: dir.join("console"),
+            results: dir.join("results"),
+            errors: dir.join("qemu-errors"),
+            monitor: dir.join("monitor"),
+            initramfs: dir.join("initramfs"),
+        }
+    }
+}
+
+/// The arguments.
+pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
+    let mut line = Line(Vec::new());
+    line.words("-nodefaults -no-user-config -display none");
+    if !vm.may_reboot {
+        line.words("-no-reboot");
+    }
+    board(&mut line, vm.machine);
+    line.words(&format!("-accel {} -cpu {}", accel(), cpu()));
+    line.words(&format!("-smp {} -m {}", vm.cpus, vm.memory_mib));
+    line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on", vm.memory_mib));
+    line.option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", files.monitor.display()));
+    line.words("-mon chardev=monitor,mode=readline");
+    line.option("-serial", format!("file:{}", files.console.display()));
+    line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
+    for (number, disk) in vm.disks.iter().enumerate() {
+        attach(&mut line, vm.machine, number, disk);
+    }
+    match vm.kernel {
+        Kernel::Bare => boot_bare(&mut line, vm),
+        Kernel::Linux => boot_linux(&mut line, vm, files),
+    }
+    line.0
+}
+
+/// A command line as a shell takes it.
+pub(super) fn shown(program: &Path, arguments: &[String]) -> String {
+    let words = std::iter::once(program.display().to_string()).chain(arguments.iter().cloned());
+    words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ")
+}
+
+fn board(line: &mut Line, machine: Machine) {
+    line.words(match machine {
+        Machine::Q35 => "-M q35,memory-backend=mem",
+        Machine::Pc => "-M pc,memory-backend=mem",
+        Machine::Microvm => {
+            "-M microvm,memory-backend=mem,acpi=on,isa-serial=on,x-option-roms=off,rtc=on -bios qboot.rom \
+             -global virtio-mmio.force-legacy=false"
+        }
+    });
+}
+
+fn attach(line: &mut Line, machine: Machine, number: usize, disk: &VmDisk) {
+    line.option("-chardev", format!("socket,id=c{number},path={}", disk.socket.display()));
+    let device = match machine {
+        Machine::Q35 | Machine::Pc => "vhost-user-blk-pci",
+        Machine::Microvm => "vhost-user-blk",
+    };
+    let more = if disk.properties.is_empty() { String::new() } else { format!(",{}", disk.properties) };
+    line.option("-device", format!("{device},chardev=c{number},num-queues={}{more}", disk.queues));
+}
+
+fn boot_bare(line: &mut Line, vm: &Vm) {
+    line.option("-kernel", vm.images.bare().display().to_string());
+    line.option("-append", vm.words.join(" "));
+}
+
+fn boot_linux(line: &mut Line, vm: &Vm, files: &Files) {
+    let results = files.results.display();
+    match vm.machine {
+        Machine::Q35 | Machine::Pc => line.option("-serial", format!("file:{results}")),
+        // microvm has one -serial; the second port is a device.
+        Machine::Microvm => {
+            line.option("-chardev", format!("file,id=results,path={results}"));
+            line.words("-device isa-serial,index=1,chardev=results");
+        }
+    }
+    line.option("-kernel", vm.images.vmlinux().display().to_string());
+    line.option("-initrd", files.initramfs.display().to_string());
+    line.option("-append", linux_words(vm).join(" "));
+}
+
+fn linux_words(vm: &Vm) -> Vec<String> {
+    let mut words = vec![images::linux_cmdline()];
+    // The guest gives up before the test does, which then has its results, and before QEMU would stay without a test.
+    words.push(format!("sluice.timeout={}", vm.time_max.as_secs() * 3 / 4));
+    words.extend(vm.words.iter().cloned());
+    if is_tcg()
+        && let Some(khz) = clock_khz()
+    {
+        // Without KVM, on a busy host, Linux does not find out the frequency of its clock: it is told.
+        words.push(format!("tsc_early_khz={khz} lpj={}", khz * 4));
+    }
+    words
+}
+
+fn accel() -> String {
+    std::env::var("SLUICE_ACCEL").unwrap_or_else(|_| "tcg,thread=multi".to_owned())
+}
+
+fn is_tcg() -> bool {
+    accel().starts_with("tcg")
+}
+
+fn cpu() -> &'static str {
+    if is_tcg() { "Nehalem,-spec-ctrl" } else { "host" }
+}
+
+/// The frequency of this machine's clock, where the processor tells it.
+fn clock_khz() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("cpu MHz"))?;
+    let mhz = line.split(':').nth(1)?.trim();
+    let (whole, thousandths) = mhz.split_once('.')?;
+    format!("{whole}{thousandths}").parse().ok()
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=.,:/+%@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+struct Line(Vec<String>);
+
+impl Line {
+    /// Adds words that are separated by spaces.
+    fn words(&mut self, words: &str) {
+        self.0.extend(words.split_whitespace().map(str::to_owned));
+    }
+
+    /// Adds an option with a value, which may have spaces.
+    fn option(&mut self, name: &str, value: String) {
+        self.0.push(name.to_owned());
+        self.0.push(value);
+    }
+}
+
+/// A program on the PATH.
+pub(super) fn find(program: &Path) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // A program that is named with a folder stays as it is when joined.
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.exists())
+}

@@ -1,0 +1,188 @@
+//! A VM that runs: waiting for it, and ending it.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::qemu::{self, Files};
+use super::{Ended, Kernel, Vm};
+
+/// How often a VM is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long QEMU's monitor may take to take a command.
+const MONITOR_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// A VM that was started. It is killed when it is dropped, and its files go then.
+///
+/// QEMU starts no processes of its own. Should this process be killed itself, the guest still ends soon: both guests
+/// have a timeout.
+pub struct Running {
+    child: Child,
+    /// The files' directory, until it is kept for good.
+    dir: Option<TempDir>,
+    files: Files,
+    command: String,
+    deadline: Instant,
+    time_max: Duration,
+    /// QEMU stops listening to a monitor that hangs up.
+    monitor: RefCell<Option<UnixStream>>,
+}
+
+impl Running {
+    pub(super) fn start(vm: &Vm) -> Self {
+        let program = qemu::find(&vm.qemu).unwrap_or_else(|| {
+            panic!("{} is not installed: install it with `scripts/setup.sh guest`", vm.qemu.display())
+        });
+        let dir = TempDir::with_prefix("sluice-vm-").expect("a directory for a VM can be made");
+        let files = Files::in_dir(dir.path());
+        if vm.kernel == Kernel::Linux {
+            write_initramfs(vm, &files.initramfs);
+        }
+        let arguments = qemu::arguments(vm, &files);
+        let command = qemu::shown(&program, &arguments);
+        let errors = File::create(&files.errors).expect("a file for QEMU's messages can be made");
+        let out = errors.try_clone().expect("a file can be cloned");
+        let child = Command::new(&program)
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command}\ndoes not start: {e}"));
+        let deadline = Instant::now() + vm.time_max;
+        let monitor = RefCell::new(None);
+        Running { child, dir: Some(dir), files, command, deadline, time_max: vm.time_max, monitor }
+    }
+
+    /// What the guest has printed on its first serial port so far.
+    pub fn console(&self) -> String {
+        text_of(&self.files.console)
+    }
+
+    /// What the guest has reported on its second serial port so far.
+    pub fn results(&self) -> String {
+        text_of(&self.files.results)
+    }
+
+    /// Waits until `condition` is true.
+    ///
+    /// # Panics
+    /// If the VM ends before that, or it takes too long.
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Running) -> bool) {
+        loop {
+            let status = self.try_wait();
+            if condition(self) {
+                return;
+            }
+            if let Some(status) = status {
+                self.ended(status).fail(&format!("it has ended before this happened: {what}"));
+            }
+            self.check_time(what);
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Resets the machine, as its reset button does.
+    ///
+    /// # Panics
+    /// If QEMU's monitor does not take the command.
+    pub fn reset(&self) {
+        let mut monitor = self.monitor.borrow_mut();
+        let stream = monitor.get_or_insert_with(|| {
+            UnixStream::connect(&self.files.monitor).expect("QEMU's monitor can be connected to")
+        });
+        stream.set_read_timeout(Some(MONITOR_TIME_MAX)).expect("a socket can have a timeout");
+        // A prompt means that QEMU takes a command, and the next one that it has carried it out.
+        skip_prompt(stream);
+        stream.write_all(b"system_reset\n").expect("QEMU's monitor takes a command");
+        skip_prompt(stream);
+    }
+
+    /// Ends the machine at once, as a crash of QEMU does.
+    pub fn kill(mut self) {
+        self.stop();
+    }
+
+    /// Waits until the VM has ended by itself.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn finish(mut self) -> Ended {
+        loop {
+            if let Some(status) = self.try_wait() {
+                return self.ended(status);
+            }
+            self.check_time("the end of the guest");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    fn check_time(&mut self, what: &str) {
+        if Instant::now() < self.deadline {
+            return;
+        }
+        let status = self.stop();
+        let seconds = self.time_max.as_secs_f32();
+        self.ended(status).fail(&format!("killed after {seconds} s, while this was waited for: {what}"));
+    }
+
+    fn stop(&mut self) -> ExitStatus {
+        // Killing fails only when it has ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("a child can be waited for")
+    }
+
+    fn ended(&self, status: ExitStatus) -> Ended {
+        Ended {
+            status,
+            console: self.console(),
+            results: self.results(),
+            errors: text_of(&self.files.errors),
+            command: self.command.clone(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if std::env::var_os("SLUICE_KEEP").is_some()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("kept: {}", dir.keep().display());
+        }
+    }
+}
+
+/// The guest's initramfs with the VM's own files behind it.
+fn write_initramfs(vm: &Vm, path: &Path) {
+    let image = vm.images.initramfs();
+    let mut bytes = std::fs::read(&image).unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+    bytes.extend_from_slice(&vm.files.bytes());
+    std::fs::write(path, bytes).expect("an initramfs can be written");
+}
+
+/// What a guest wrote may be anything.
+fn text_of(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+fn skip_prompt(stream: &mut UnixStream) {
+    const PROMPT: &[u8] = b"(qemu) ";
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(PROMPT) {
+        stream.read_exact(&mut byte).expect("QEMU's monitor answers");
+        seen.extend_from_slice(&byte);
+    }
+}
