@@ -50,3 +50,54 @@ impl Bounce {
         self.pages.advance(count);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PAGE_SIZE;
+
+    #[test]
+    fn the_reserve_holds_the_largest_buffer() {
+        let arena = Arena::new(Bounce::RESERVE_BYTES, Bounce::RESERVE_BYTES).expect("address space");
+        let largest = Bounce::alloc(&arena, Bounce::BYTES_MAX, Gfp::Atomic).expect("the reserve is free");
+        assert_eq!(largest.pages().bytes(), Bounce::BYTES_MAX);
+        assert!(Bounce::alloc(&arena, 1, Gfp::Atomic).is_err(), "and nothing more");
+        drop(largest);
+        let too_large = Bounce::alloc(&arena, Bounce::BYTES_MAX + 1, Gfp::Atomic);
+        assert!(matches!(too_large, Err(AllocError::TooLarge { .. })));
+        assert_eq!(arena.available_pages(Gfp::Atomic), arena.capacity_pages(), "a failure takes nothing");
+    }
+
+    #[test]
+    fn a_buffer_that_gets_no_table_takes_no_pages() {
+        // Five pages are more than a list has room for without a table, which would be the sixth.
+        let arena = Arena::new(5 * PAGE_SIZE, 0).expect("five pages");
+        assert!(Bounce::alloc(&arena, 5 * PAGE_SIZE, Gfp::Nowait).is_err());
+        assert_eq!(arena.available_pages(Gfp::Nowait), 5);
+        assert!(Bounce::alloc(&arena, 4 * PAGE_SIZE, Gfp::Nowait).is_ok());
+    }
+
+    #[test]
+    fn only_what_was_read_is_copied_out() {
+        let arena = Arena::new(8 * PAGE_SIZE, 0).expect("eight pages");
+        let list = |byte| {
+            let list = SgList::alloc(&arena, 100, Gfp::Nowait).expect("a page");
+            list.write(&[byte; 100]);
+            list
+        };
+        let (data, memory) = (list(7), list(1));
+        let mut bounce = Bounce::alloc(&arena, 200, Gfp::Nowait).expect("a page");
+        bounce.copy_in(50, &data);
+        bounce.copy_out(&memory, 60);
+        let expected = |zeroes: usize, sevens: usize| {
+            let mut bytes = vec![0; zeroes];
+            bytes.extend(vec![7; sevens]);
+            bytes.resize(100, 1);
+            bytes
+        };
+        assert_eq!(memory.to_vec(), expected(50, 10));
+        bounce.advance(40);
+        bounce.copy_out(&memory, 30);
+        assert_eq!(memory.to_vec(), [&expected(10, 20)[..30], &expected(50, 10)[30..]].concat());
+    }
+}

@@ -164,3 +164,6 @@ fn check_overlap(regions: &mut [Region], start: impl Fn(&Region) -> u64) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

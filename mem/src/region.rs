@@ -163,3 +163,6 @@ fn check_file(info: RegionInfo, file: &File) -> Result<(), RegionError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
 //! A range of guest memory: pointer and length, to be copied in and out; never `&[u8]`.
 //!
 //! The guest may write to its memory at any moment, so a reference into it would be undefined behaviour. All access
-//! is a copy in or out, and what is used more than once is copied out first, once (see `copy_once`). Ring indices are accessed with single
-//! 16-bit atomic operations (virtio 1.3, 2.7.6 and 2.7.13 ask for the barriers that the orderings give). No Linux
-//! counterpart.
+//! is a copy in or out, and what is used more than once is copied out first, once (see `copy_once`). Ring indices are
+//! accessed with single 16-bit atomic operations (virtio 1.3, 2.7.6 and 2.7.13 ask for the barriers that the
+//! orderings give). No Linux counterpart.
 #![expect(unsafe_code, reason = "reads and writes memory that another process shares")]
 
 use std::ptr::NonNull;
@@ -112,3 +112,6 @@ pub(crate) unsafe fn copy_once(source: *const u8, target: *mut u8, len: usize) {
     unsafe { std::ptr::copy_nonoverlapping(source, target, len) };
     compiler_fence(Ordering::Acquire);
 }
+
+#[cfg(test)]
+mod tests;

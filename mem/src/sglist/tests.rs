@@ -34,14 +34,17 @@ fn arena() -> Arena {
     Arena::new(64 * PAGE_SIZE, 0).expect("64 pages")
 }
 
-fn contents(list: &SgList) -> Vec<u8> {
-    let mut all = Vec::new();
-    for piece in list.pieces() {
-        let mut bytes = vec![0; piece.len()];
-        piece.copy_out(&mut bytes);
-        all.extend(bytes);
+impl SgList {
+    /// The bytes of all pieces.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for piece in self.pieces() {
+            let mut bytes = vec![0; piece.len()];
+            piece.copy_out(&mut bytes);
+            all.extend(bytes);
+        }
+        all
     }
-    all
 }
 
 #[test]
@@ -89,6 +92,95 @@ fn a_table_goes_back_to_its_arena() {
     assert_eq!(arena.available_pages(Gfp::Atomic), 64);
 }
 
+#[test]
+fn a_list_without_a_page_for_its_table_takes_what_fits() {
+    let (pin, full, mut list) = (memory(), Arena::new(1, 1).expect("a reserve"), SgList::new());
+    for i in 0..4 {
+        assert_eq!(list.push_guest(&pin, 0x1000 + 16 * i, 8, &full), Ok(8));
+    }
+    let refused = list.push_guest(&pin, 0x1800, 8, &full);
+    assert!(matches!(refused, Err(SgError::Memory(_))), "{refused:?}");
+    assert_eq!(list.push_guest(&pin, 0x1000 + 16 * 3 + 8, 8, &full), Ok(8), "a neighbour needs no room");
+    assert_eq!((list.pieces().len(), list.bytes()), (4, 40));
+}
+
+#[test]
+fn a_list_that_cannot_be_split_is_as_it_was() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    for i in 0..10 {
+        list.push_guest(&pin, 0x1000 + 16 * i, 8, &arena).expect("mapped");
+    }
+    let (before, full) = (list.to_vec(), Arena::new(1, 1).expect("a reserve"));
+    assert!(list.split_front(40, &full, Gfp::Nowait).is_err());
+    assert_eq!(list.to_vec(), before);
+    assert!(list.split_front(32, &full, Gfp::Nowait).is_ok(), "four pieces need no table");
+    assert!(list.split_front(40, &full, Gfp::Atomic).is_ok());
+    assert_eq!(list.to_vec(), before[72..]);
+}
+
+#[test]
+#[should_panic(expected = "a list has pieces of one snapshot")]
+fn a_list_of_two_snapshots_is_a_mistake_of_ours() {
+    let mut list = SgList::new();
+    list.push_guest(&memory(), 0x1000, 8, &arena()).expect("mapped");
+    let _ = list.push_guest(&memory(), 0x1010, 8, &arena());
+}
+
+#[test]
+#[should_panic(expected = "9 bytes of a list of 8")]
+fn more_than_a_list_has_cannot_be_dropped() {
+    let mut list = SgList::new();
+    list.push_guest(&memory(), 0x1000, 8, &arena()).expect("mapped");
+    list.advance(9);
+}
+
+#[test]
+fn a_list_is_aligned_when_all_its_pieces_start_and_end_so() {
+    let arena = arena();
+    for (pieces, alignment) in [
+        (&[(0x1000, 0x1000), (0x8000, 0x200)][..], 512),
+        (&[(0x1000, 0x1000), (0x8000, 0x1000)], 4096),
+        (&[(0x1200, 0x200), (0x8000, 0x204)], 4),
+        (&[(0x1200, 0x200), (0x8002, 0x200)], 2),
+        (&[(0x1001, 1)], 1),
+        (&[], 4096),
+    ] {
+        let (pin, mut list) = (memory(), SgList::new());
+        for (addr, len) in pieces {
+            list.push_guest(&pin, *addr, *len, &arena).expect("mapped");
+        }
+        for power in 0..13 {
+            assert_eq!(list.is_aligned(1 << power), 1 << power <= alignment, "{pieces:x?} to {}", 1 << power);
+        }
+    }
+}
+
+#[test]
+fn bytes_are_written_as_far_as_there_is_memory() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    list.push_guest(&pin, 0x2ffe, 4, &arena).expect("two regions");
+    assert_eq!(list.write(&[1, 2, 3]), 3);
+    assert_eq!(list.to_vec()[..3], [1, 2, 3]);
+    assert_eq!(list.write(&[9; 10]), 4);
+    assert_eq!(list.to_vec(), [9; 4]);
+    list.zero();
+    assert_eq!(list.to_vec(), [0; 4]);
+    let mut around = [0; 6];
+    pin.read(0x2ffd, &mut around).expect("mapped");
+    assert!(around[0] != 0 && around[5] != 0, "only the list's bytes");
+}
+
+#[test]
+fn a_guest_may_name_the_same_memory_twice() {
+    let (pin, arena) = (memory(), arena());
+    let mut lists = [SgList::new(), SgList::new()];
+    lists[0].push_guest(&pin, 0x1000, 100, &arena).expect("mapped");
+    lists[1].push_guest(&pin, 0x1010, 100, &arena).expect("mapped");
+    let before = lists[0].to_vec();
+    lists[1].copy_from(0, &lists[0], 100);
+    assert_eq!(lists[1].to_vec(), before);
+}
+
 fn fragments() -> impl Strategy<Value = Vec<(u64, usize)>> {
     prop::collection::vec((0x1000..0x4000u64, 1..0x400usize), 1..40)
 }
@@ -100,14 +192,14 @@ proptest! {
         for (addr, len) in pieces {
             list.push_guest(&pin, addr, len, &arena).expect("mapped");
         }
-        let all = contents(&list);
+        let all = list.to_vec();
         let at = all.len() * cut / 1000;
         let mut front = list.split_front(at, &arena, Gfp::Nowait).expect("64 pages");
-        prop_assert_eq!(contents(&front), &all[..at]);
-        prop_assert_eq!(contents(&list), &all[at..]);
+        prop_assert_eq!(front.to_vec(), &all[..at]);
+        prop_assert_eq!(list.to_vec(), &all[at..]);
         prop_assert_eq!(front.bytes() + list.bytes(), all.len());
         front.advance(at / 2);
-        prop_assert_eq!(contents(&front), &all[at / 2..at]);
+        prop_assert_eq!(front.to_vec(), &all[at / 2..at]);
     }
 
     #[test]
@@ -118,11 +210,11 @@ proptest! {
         }
         let copy = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
         copy.copy_from(0, &list, list.bytes());
-        prop_assert_eq!(contents(&copy), contents(&list));
+        prop_assert_eq!(copy.to_vec(), list.to_vec());
         let skip = list.bytes() / 3;
         let shifted = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
         shifted.copy_from(skip, &list, list.bytes() - skip);
-        prop_assert_eq!(&contents(&shifted)[skip..], &contents(&list)[..list.bytes() - skip]);
-        prop_assert!(contents(&shifted)[..skip].iter().all(|byte| *byte == 0));
+        prop_assert_eq!(&shifted.to_vec()[skip..], &list.to_vec()[..list.bytes() - skip]);
+        prop_assert!(shifted.to_vec()[..skip].iter().all(|byte| *byte == 0));
     }
 }

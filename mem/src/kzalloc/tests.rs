@@ -1,0 +1,144 @@
+//! What is zero, what is bounded, and what comes back.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn bytes(memory: &KBox) -> Vec<u8> {
+    // SAFETY: the memory is valid for `len` bytes and nobody writes to it meanwhile.
+    unsafe { std::slice::from_raw_parts(memory.as_ptr().as_ptr(), memory.len()) }.to_vec()
+}
+
+fn fill(memory: &KBox) {
+    // SAFETY: the memory is valid for `len` bytes and has no other user.
+    unsafe { memory.as_ptr().write_bytes(0xaa, memory.len()) };
+}
+
+#[test]
+fn the_memory_is_set_to_zero_also_when_it_is_reused() {
+    let arena = Arena::new(PAGE_SIZE, 0).expect("one page");
+    for size in [16, 4096, 1, 512, 4095, 4096] {
+        let memory = kzalloc(&arena, size, Gfp::Nowait).expect("the only page is free");
+        assert_eq!(bytes(&memory), vec![0; size], "old bytes in {size} bytes");
+        fill(&memory);
+    }
+}
+
+#[test]
+fn memory_starts_on_a_page() {
+    let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
+    let all: Vec<_> = (0..3).map(|_| kzalloc(&arena, 9, Gfp::Nowait).expect("a page")).collect();
+    assert!(all.iter().all(|m| m.as_ptr().as_ptr().addr().is_multiple_of(PAGE_SIZE)));
+}
+
+#[test]
+fn an_arena_is_bounded_and_memory_comes_back() {
+    let arena = Arena::new(2 * PAGE_SIZE, 0).expect("two pages");
+    let first = kzalloc(&arena, 1, Gfp::Nowait).expect("two are free");
+    let _second = kzalloc(&arena, 1, Gfp::Nowait).expect("one is free");
+    assert_eq!(kzalloc(&arena, 1, Gfp::Nowait).err(), Some(AllocError::Exhausted { pages: 2, reserve: 0 }));
+    drop(first);
+    assert!(kzalloc(&arena, 1, Gfp::Nowait).is_ok());
+}
+
+#[test]
+fn only_atomic_allocations_use_the_reserve() {
+    let arena = Arena::new(2 * PAGE_SIZE, PAGE_SIZE).expect("two pages");
+    let _first = kzalloc(&arena, 1, Gfp::Nowait).expect("one page is no reserve");
+    assert_eq!(kzalloc(&arena, 1, Gfp::Nowait).err(), Some(AllocError::Exhausted { pages: 2, reserve: 1 }));
+    assert!(kzalloc(&arena, 1, Gfp::Atomic).is_ok());
+}
+
+#[test]
+fn a_list_of_pages_is_all_or_nothing_and_zero() {
+    let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
+    for round in 0..3 {
+        let pages = Pages::alloc(&arena, 2 * PAGE_SIZE + 10, Gfp::Nowait).expect("three are free");
+        let mut sizes = Vec::new();
+        pages.for_each(|ptr, len| {
+            sizes.push(len);
+            // SAFETY: `len` bytes of memory that only this test uses.
+            let memory = unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len) };
+            assert!(memory.iter().all(|byte| *byte == 0), "old bytes in round {round}");
+            memory.fill(0x55);
+        });
+        assert_eq!(sizes, [PAGE_SIZE, PAGE_SIZE, 10]);
+        assert_eq!(arena.available_pages(Gfp::Atomic), 0);
+    }
+    let _one = kzalloc(&arena, 1, Gfp::Nowait).expect("three are free");
+    assert!(Pages::alloc(&arena, 3 * PAGE_SIZE, Gfp::Nowait).is_err());
+    assert_eq!(arena.available_pages(Gfp::Atomic), 2);
+}
+
+#[test]
+fn more_than_a_page_is_refused() {
+    let arena = Arena::new(4 * PAGE_SIZE, 0).expect("four pages");
+    assert_eq!(kzalloc(&arena, 4097, Gfp::Nowait).err(), Some(AllocError::TooLarge { size: 4097 }));
+}
+
+/// Fills pages that have to be zero, and returns where they are.
+fn use_up(pages: &Pages) -> Vec<(usize, usize)> {
+    let mut pieces = Vec::new();
+    pages.for_each(|ptr, len| {
+        // SAFETY: `len` bytes of memory that only this test uses.
+        let memory = unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len) };
+        assert!(memory.iter().all(|byte| *byte == 0), "old bytes");
+        memory.fill(0xa5);
+        pieces.push((ptr.as_ptr().addr(), len));
+    });
+    pieces
+}
+
+proptest! {
+    #[test]
+    fn memory_is_zero_and_nobody_elses_and_all_comes_back(
+        steps in prop::collection::vec((0..9_usize, 1..5 * PAGE_SIZE, any::<bool>()), 1..120),
+    ) {
+        let (pages, reserve) = (12, 3);
+        let arena = Arena::new(pages * PAGE_SIZE, reserve * PAGE_SIZE).expect("12 pages");
+        let mut held: Vec<(Pages, Vec<(usize, usize)>)> = Vec::new();
+        for (drop_one, size, atomic) in steps {
+            if drop_one < held.len() {
+                held.swap_remove(drop_one);
+            }
+            let in_use: usize = held.iter().map(|(_, pieces)| pieces.len()).sum();
+            let (gfp, free) = if atomic {
+                (Gfp::Atomic, pages - in_use)
+            } else {
+                (Gfp::Nowait, (pages - in_use).saturating_sub(reserve))
+            };
+            prop_assert_eq!(arena.available_pages(gfp), free);
+            let allocated = Pages::alloc(&arena, size, gfp);
+            prop_assert_eq!(allocated.is_ok(), size.div_ceil(PAGE_SIZE) <= free);
+            if let Ok(allocated) = allocated {
+                let pieces = use_up(&allocated);
+                prop_assert_eq!(pieces.iter().map(|piece| piece.1).sum::<usize>(), size);
+                let theirs = held.iter().flat_map(|(_, pieces)| pieces).chain(&pieces);
+                let mut starts: Vec<usize> = theirs.map(|piece| piece.0).collect();
+                starts.sort_unstable();
+                prop_assert!(starts.windows(2).all(|two| two[1] - two[0] >= PAGE_SIZE));
+                held.push((allocated, pieces));
+            }
+        }
+        drop(held);
+        prop_assert_eq!(arena.available_pages(Gfp::Atomic), pages);
+    }
+}
+
+#[test]
+fn a_reserve_is_no_larger_than_its_arena() {
+    assert!(Arena::new(PAGE_SIZE, 2 * PAGE_SIZE).is_err());
+    assert!(Arena::new(usize::MAX, 0).is_err());
+    let arena = Arena::new(1, 1).expect("a page, which is the reserve");
+    assert_eq!((arena.available_pages(Gfp::Nowait), arena.available_pages(Gfp::Atomic)), (0, 1));
+    assert_eq!(arena.capacity_pages(), 1);
+}
+
+#[test]
+fn memory_outlives_the_handle_of_its_arena() {
+    let arena = Arena::new(PAGE_SIZE, 0).expect("one page");
+    let memory = kzalloc(&arena, 64, Gfp::Nowait).expect("it is free");
+    drop(arena);
+    fill(&memory);
+    assert_eq!(bytes(&memory), [0xaa; 64]);
+}
