@@ -63,7 +63,8 @@ proptest! {
             prop_assert_eq!(front.offset(), next_offset);
             next_offset += front.len();
             let count = usize::try_from(piece.bytes).expect("small");
-            let (start, length) = (limits.dma_alignment as usize, limits.logical_block_size.min(limits.dma_alignment) as usize);
+            let start = limits.dma_alignment as usize;
+            let length = start.min(limits.logical_block_size as usize);
             let before = is_aligned(bio.sg.pieces().iter().map(|p| (p.as_ptr().addr(), p.len())), start, start);
             let memory = bio.sg.split_front(count, &arena, Gfp::Nowait).expect("8 pages");
             let after = is_aligned(memory.pieces().iter().map(|p| (p.as_ptr().addr(), p.len())), start, length);
