@@ -1,5 +1,6 @@
 //! What a request queue promises.
 
+mod below;
 mod bench;
 mod commands;
 mod flight;

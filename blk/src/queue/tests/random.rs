@@ -2,14 +2,15 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::rc::Rc;
 
+use crate::disk::EngineKind;
 use crate::doubles::dice::{Dice, for_seeds};
 use crate::doubles::guest_ram::GuestRam;
+use crate::doubles::patience::in_time;
 use crate::sector::{DiskRange, Sector};
 
+use super::below::Below;
 use super::flight::{Flight, moves_memory, place};
-use super::scripted::{DISCARDED, Disk, Faults, Knows, Scripted};
 use super::*;
 
 /// The disk's size.
@@ -24,7 +25,7 @@ const COOKIES: u32 = 7000;
 struct Driver {
     dice: Dice,
     queue: RequestQueue,
-    disk: Rc<RefCell<Disk>>,
+    below: Below,
     ram: GuestRam,
     model: Vec<u8>,
     flights: Vec<Option<Flight>>,
@@ -34,13 +35,10 @@ struct Driver {
 #[test]
 fn chains_do_what_the_model_says_whatever_the_engine_does() {
     let seen = RefCell::new([0; 6]);
-    for_seeds(60, |dice| {
-        let mut driver = Driver::new(dice);
-        for _ in 0..80 {
-            driver.submit();
-            driver.turn();
-        }
-        driver.finish();
+    for_seeds(60, |mut dice| {
+        let (model, faulty) = (dice.bytes(SECTORS * 512), dice.chance(50));
+        let below = Below::scripted(&mut dice, &model, faulty);
+        let driver = Driver::new(dice, model, below, faulty).run();
         let stats = driver.queue.stats();
         let bounced = [&stats.bounced_misaligned, &stats.bounced_fragmented, &stats.bounced_zeroes];
         let counters = bounced.into_iter().chain([&stats.splits, &stats.parked, &stats.failed]);
@@ -50,36 +48,44 @@ fn chains_do_what_the_model_says_whatever_the_engine_does() {
     assert!(std::env::var("SLUICE_SEED").is_ok() || !rare, "the test does not reach everything: {seen:?}");
 }
 
-fn random_limits(dice: &mut Dice) -> QueueLimits {
-    let max_bytes = dice.pick(&[4096, 8192, 12288, 65536, 1 << 20]);
-    let (logical_block_size, dma_alignment) = (dice.pick(&[512, 4096]), dice.pick(&[1, 512, 512, 4096]));
-    QueueLimits { logical_block_size, dma_alignment, max_bytes, ..QueueLimits::default() }
+#[test]
+fn chains_do_what_the_model_says_on_real_engines() {
+    in_time(|| {
+        for_seeds(12, |mut dice| {
+            for engine in EngineKind::ALL {
+                let model = dice.bytes(SECTORS * 512);
+                let below = Below::file(&mut dice, &model, engine);
+                Driver::new(Dice::new(dice.roll()), model, below, false).run();
+            }
+        });
+    });
 }
 
 impl Driver {
-    fn new(mut dice: Dice) -> Self {
-        let limits = random_limits(&mut dice);
-        let disk = Disk::new(SECTORS, limits, Dice::new(dice.roll()));
-        let faulty = dice.chance(50);
-        let model = dice.bytes(SECTORS * 512);
-        disk.borrow().write(0, &model);
-        {
-            let disk = &mut *disk.borrow_mut();
-            let mut rate = |most| dice.pick(&[0, most]);
-            let faults = Faults { full: rate(40), short: rate(50), again: rate(20), io_error: 0, end: 0 };
-            disk.faults = if faulty { Faults { io_error: 10, end: rate(3), ..faults } } else { faults };
-            let mut knows = || dice.chance(60);
-            disk.knows = Knows { discard: knows(), zero: knows(), zero_unmap: knows() };
-            disk.room = dice.size(1..40);
-        }
+    fn new(
+        mut dice: Dice,
+        model: Vec<u8>,
+        (below, limits, engine): (Below, QueueLimits, Box<dyn Engine>),
+        faulty: bool,
+    ) -> Self {
         let depth = dice.pick(&[1, 2, 5, 16]);
         let device_id = b"a disk of the tests".to_vec();
         let config = QueueConfig { depth, limits, device_id, ignore_flush: dice.chance(10) };
-        let queue = RequestQueue::new(config, Box::new(Scripted(Rc::clone(&disk)))).expect("address space");
+        let queue = RequestQueue::new(config, engine).expect("address space");
         let windows = usize::from(depth) * place(&(0..WINDOW_BYTES)).len();
         let ram = GuestRam::new(windows.div_ceil(REGION_PAGES * PAGE_SIZE), REGION_PAGES);
         let flights = (0..depth).map(|_| None).collect();
-        Self { dice, queue, disk, ram, model, flights, faulty }
+        Self { dice, queue, below, ram, model, flights, faulty }
+    }
+
+    /// Submits chains, and waits for them all.
+    fn run(mut self) -> Self {
+        for _ in 0..80 {
+            self.submit();
+            self.turn(false);
+        }
+        self.finish();
+        self
     }
 
     /// Submits a random chain if there is room for one.
@@ -95,9 +101,8 @@ impl Driver {
         let bytes = if op == Op::DeviceId { self.dice.within(1..40) } else { bytes };
         let pieces = if moves_memory(op) { self.random_pieces(slot, bytes) } else { Vec::new() };
         let memory = self.fill_memory(&pieces);
-        let (chain, changes) =
-            (*self.queue.free_chains.last().expect("not full"), self.disk.borrow().changes);
-        self.disk.borrow_mut().failed.remove(&chain);
+        let chain = *self.queue.free_chains.last().expect("not full");
+        let changes = self.below.begin(chain);
         let bios = self.build(op, &ranges, &pieces);
         let cookie = u32::try_from(slot).expect("few slots") + COOKIES;
         if op == Op::DeviceId {
@@ -225,15 +230,18 @@ impl Driver {
         chain
     }
 
-    /// Lets the queue go on by as much as it says it can, and checks what is done.
-    fn turn(&mut self) {
+    /// Lets the queue go on by as much as it says it can, and checks what is done. With `wait` there is nothing else
+    /// to do until something comes back.
+    fn turn(&mut self, wait: bool) {
         if self.queue.has_parked() {
             self.queue.dispatch();
         }
+        let in_flight = self.queue.tags.in_flight() > self.queue.again.len();
+        self.below.pass(wait && in_flight);
         let mut done = Vec::new();
         self.queue.reap(|completed| done.push(completed));
         done.into_iter().for_each(|completed| self.check(completed));
-        let moving = self.disk.borrow().in_flight() > 0 || self.queue.has_parked();
+        let moving = self.queue.tags.in_flight() > self.queue.again.len() || self.queue.has_parked();
         assert!(moving || self.queue.is_idle(), "nothing will ever happen to {:?}", self.queue);
     }
 
@@ -243,23 +251,21 @@ impl Driver {
             if self.queue.is_idle() {
                 break;
             }
-            self.turn();
+            self.turn(true);
             assert!(turns < 1_000_000, "{:?} makes no progress", self.queue);
         }
         assert!(self.flights.iter().all(Option::is_none), "a chain did not complete");
         check_nothing_is_held(&self.queue);
-        let disk = self.disk.borrow();
-        assert!(disk.read(0, self.model.len()) == self.model, "the disk is not as the model");
-        let syncs = |(command, _, _): &(Command, u64, u64)| {
-            matches!(command, Command::Sync | Command::Write { dsync: true })
-        };
-        assert!(!self.queue.config.ignore_flush || !disk.log.iter().any(syncs), "flushes are ignored");
+        assert!(self.below.read(0, self.model.len()) == self.model, "the disk is not as the model");
+        let syncs = |command: &Command| matches!(command, Command::Sync | Command::Write { dsync: true });
+        let synced = self.below.commands().iter().any(syncs);
+        assert!(!self.queue.config.ignore_flush || !synced, "flushes are ignored");
     }
 
     fn check(&mut self, completed: Completed) {
         let slot = usize::try_from(completed.cookie - COOKIES).expect("a cookie of ours");
         let flight = self.flights[slot].take().expect("a chain completes once");
-        let failed = flight.op != Op::DeviceId && self.disk.borrow().failed.contains(&flight.chain);
+        let failed = flight.op != Op::DeviceId && self.below.has_failed(flight.chain);
         assert!(self.faulty || !failed);
         assert_eq!(completed.status, if failed { Status::IoErr } else { Status::Ok }, "{:?}", flight.op);
         let model = |range: &Range<u64>| self.model[place(range)].to_vec();
@@ -293,10 +299,10 @@ impl Driver {
         for range in flight.ranges.iter().filter(|_| flight.writes()) {
             let new = match flight.op {
                 Op::Write { .. } => flight.gather(&flight.memory.1),
-                Op::Discard { .. } => vec![DISCARDED; place(range).len()],
+                Op::Discard { .. } => vec![self.below.discarded(); place(range).len()],
                 _ => vec![0; place(range).len()],
             };
-            let actual = self.disk.borrow().read(range.start, new.len());
+            let actual = self.below.read(range.start, new.len());
             let advisory = matches!(flight.op, Op::Discard { .. });
             if failed || advisory {
                 let old = &self.model[place(range)];
@@ -311,13 +317,12 @@ impl Driver {
     }
 
     fn check_durable(&self, flight: &Flight) {
-        let disk = self.disk.borrow();
         for range in flight.ranges.iter().filter(|_| flight.fua()) {
-            let volatile = disk.is_volatile(range.clone(), flight.changes + 1..u64::MAX);
+            let volatile = self.below.is_volatile(range.clone(), flight.changes + 1..u64::MAX);
             assert!(!volatile, "{:?} at {range:?} is not durable", flight.op);
         }
         if flight.op == Op::Flush {
-            let volatile = disk.is_volatile(0..SECTORS as u64 * 512, 0..flight.changes + 1);
+            let volatile = self.below.is_volatile(0..SECTORS as u64 * 512, 0..flight.changes + 1);
             assert!(!volatile, "a flush left something that was written before it");
         }
     }
