@@ -79,6 +79,8 @@ struct Buffer {
 pub struct ChainParser {
     readable: Vec<Buffer>,
     writable: Vec<Buffer>,
+    /// A descriptor is readable, if only one of no bytes.
+    has_readable: bool,
     /// A readable buffer came after a writable one.
     disorder: bool,
 }
@@ -91,7 +93,8 @@ impl ChainParser {
     #[must_use]
     pub fn new(size: u16) -> Self {
         let most = usize::from(size) + INDIRECT_MAX as usize;
-        Self { readable: Vec::with_capacity(most), writable: Vec::with_capacity(most), disorder: false }
+        let (readable, writable) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        Self { readable, writable, has_readable: false, disorder: false }
     }
 
     /// Reads the chain at `head` and builds the bios it asks for, out of `queue`'s.
@@ -120,6 +123,7 @@ impl ChainParser {
     fn collect(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<(), RingFault> {
         self.readable.clear();
         self.writable.clear();
+        self.has_readable = false;
         self.disorder = false;
         let fault = |reason| RingFault::Chain { head, reason };
         let mut index = head;
@@ -177,6 +181,7 @@ impl ChainParser {
 
     fn sort(&mut self, descriptor: Descriptor) {
         let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len() as usize };
+        self.has_readable |= !descriptor.is_write_only();
         if buffer.len == 0 {
             return;
         }
@@ -191,7 +196,7 @@ impl ChainParser {
     /// The last writable byte, which is not data.
     fn take_status(&mut self, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
-        if self.readable.is_empty() {
+        if !self.has_readable {
             return Err(fault("has no readable header"));
         }
         let last = self.writable.last_mut().ok_or(fault("has no writable status byte"))?;
@@ -368,3 +373,6 @@ impl Builder<'_> {
 fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| buffer.len as u64).sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,30 +6,31 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::param::page_size;
 use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::region::{Region, RegionInfo};
 
-/// Memory of a guest: regions with a file each.
+/// Memory of a guest: regions, all of them parts of one file.
 #[derive(Debug)]
 pub(crate) struct GuestRam {
-    regions: Vec<(RegionInfo, File)>,
+    file: File,
+    regions: Vec<RegionInfo>,
     memory: Arc<GuestMem>,
 }
 
 impl GuestRam {
     /// Regions at these guest addresses, of these sizes. Their user addresses are the guest's and
     /// [`GuestRam::USER_OFFSET`].
-    pub(crate) fn new(regions: &[Range<u64>]) -> Self {
-        let info = |range: &Range<u64>| RegionInfo {
-            guest_addr: range.start,
-            size: range.end - range.start,
-            user_addr: range.start.wrapping_add(Self::USER_OFFSET),
-            mmap_offset: 0,
-        };
-        let with_file = |info: RegionInfo| (info, memory_file(info.size));
-        let regions: Vec<_> = regions.iter().map(info).map(with_file).collect();
-        let memory = Arc::new(map(&regions));
-        Self { regions, memory }
+    pub(crate) fn new(ranges: &[Range<u64>]) -> Self {
+        let (mut regions, mut mmap_offset) = (Vec::new(), 0);
+        for Range { start, end } in ranges.iter().cloned() {
+            let user_addr = start.wrapping_add(Self::USER_OFFSET);
+            regions.push(RegionInfo { guest_addr: start, size: end - start, user_addr, mmap_offset });
+            mmap_offset += (end - start).next_multiple_of(page_size() as u64);
+        }
+        let file = memory_file(mmap_offset);
+        let memory = Arc::new(map(&file, &regions));
+        Self { file, regions, memory }
     }
 
     /// What a user address is more than its guest address.
@@ -47,19 +48,30 @@ impl GuestRam {
 
     /// The same memory, mapped again.
     pub(crate) fn map_again(&self) -> GuestMem {
-        map(&self.regions)
+        map(&self.file, &self.regions)
     }
 
-    /// The regions and their files, as a front-end hands them over.
-    pub(crate) fn regions(&self) -> &[(RegionInfo, File)] {
+    /// The regions as a front-end describes them.
+    pub(crate) fn regions(&self) -> &[RegionInfo] {
         &self.regions
+    }
+
+    /// The file that they are parts of.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Sets all of the memory to zero.
+    pub(crate) fn clear(&self) {
+        let len = self.file.metadata().expect("fstat(2)").len();
+        self.file.set_len(0).and_then(|()| self.file.set_len(len)).expect("address space");
     }
 
     /// Reads memory; `None` where some of it is in no region.
     pub(crate) fn try_read(&self, addr: u64, len: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; len];
-        for (file, at, part) in self.parts(addr, len)? {
-            file.read_exact_at(&mut bytes[part], at).expect("it is in the file");
+        for (at, part) in self.parts(addr, len)? {
+            self.file.read_exact_at(&mut bytes[part], at).expect("it is in the file");
         }
         Some(bytes)
     }
@@ -82,8 +94,8 @@ impl GuestRam {
     /// Writes memory. False, and nothing is written, where some of it is in no region.
     pub(crate) fn try_write(&self, addr: u64, bytes: &[u8]) -> bool {
         let Some(parts) = self.parts(addr, bytes.len()) else { return false };
-        for (file, at, part) in parts {
-            file.write_all_at(&bytes[part], at).expect("it is in the file");
+        for (at, part) in parts {
+            self.file.write_all_at(&bytes[part], at).expect("it is in the file");
         }
         true
     }
@@ -97,26 +109,24 @@ impl GuestRam {
         })
     }
 
-    /// A range of memory as files, offsets in them, and the parts of the range.
-    fn parts(&self, addr: u64, len: usize) -> Option<Vec<(&File, u64, Range<usize>)>> {
+    /// A range of memory as offsets in the file, and the parts of the range that are there.
+    fn parts(&self, addr: u64, len: usize) -> Option<Vec<(u64, Range<usize>)>> {
         let (mut parts, mut done) = (Vec::new(), 0);
         while done < len {
             let at = addr.checked_add(done as u64)?;
-            let is_in = |(info, _): &&(RegionInfo, File)| {
-                at.checked_sub(info.guest_addr).is_some_and(|offset| offset < info.size)
-            };
-            let (info, file) = self.regions.iter().find(is_in)?;
+            let is_in = |info: &&RegionInfo| at.checked_sub(info.guest_addr).is_some_and(|o| o < info.size);
+            let info = self.regions.iter().find(is_in)?;
             let offset = at - info.guest_addr;
             let count = usize::try_from(info.size - offset).expect("a small region").min(len - done);
-            parts.push((file, offset, done..done + count));
+            parts.push((info.mmap_offset + offset, done..done + count));
             done += count;
         }
         Some(parts)
     }
 }
 
-fn map(regions: &[(RegionInfo, File)]) -> GuestMem {
-    let map = |(info, file): &(RegionInfo, File)| {
+fn map(file: &File, regions: &[RegionInfo]) -> GuestMem {
+    let map = |info: &RegionInfo| {
         Region::map(*info, file.try_clone().expect("an fd is free")).expect("a good region")
     };
     GuestMem::new(regions.iter().map(map).collect()).expect("disjoint regions")
