@@ -10,6 +10,7 @@
 //! | [`device`] | a disk with its identity and config | virtio 5.2 |
 //! | [`config`] | the config space and the features | virtio 5.2.3 to 5.2.5 |
 //! | [`server`] | a listening socket and who is connected to it | vhost-user |
+//! | `connection`, `inbox` | who is connected, and what has come from there | vhost-user "message" |
 //! | [`session`] | one connection: messages to state | vhost-user |
 //! | [`rings`] | the rings of a session: set up, started, stopped | vhost-user "ring states" |
 //! | [`vring`] | a running split ring | virtio 2.7 |
@@ -17,16 +18,20 @@
 //! | [`service`] | one ring being served | |
 //! | [`worker`], [`workers`] | the threads that serve rings | |
 //! | [`event`] | one thread waking another | |
+//! | [`ratelimit`] | a bound on what can be logged | |
 //! | [`reactor`] | what a worker waits on | |
 //! | [`adapter`] | the same device inside a stock `VhostUserDaemon` | |
 
 pub mod adapter;
 pub mod chain;
 pub mod config;
+mod connection;
 pub mod device;
 #[cfg(test)]
 mod doubles;
 pub mod event;
+mod inbox;
+pub mod ratelimit;
 pub mod reactor;
 pub mod rings;
 pub mod server;

@@ -2,22 +2,24 @@
 //! serves it.
 //!
 //! The listening socket never goes away in between. A front-end that connects while another one is served is closed at
-//! once. A disconnect stops the rings and waits for their I/O; then the next front-end is served.
+//! once, unless the other one has said nothing for so long that it hardly will. A disconnect stops the rings and waits
+//! for their I/O; then the next front-end is served.
 
+use std::fmt::Arguments;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvFlags, recv};
-use vhost::vhost_user::message::VhostUserHeaderFlag;
-use vhost::vhost_user::{BackendReqHandler, Error};
+use log::Level;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
+use crate::connection::{Connection, End, chain};
 use crate::device::Device;
 use crate::event::Event;
+use crate::ratelimit::Ratelimit;
 use crate::session::Session;
 use crate::workers::Workers;
 
@@ -45,7 +47,8 @@ impl Server {
     /// When the host has no thread or no event fd.
     pub fn start(name: &str, device: Arc<Device>, workers: Arc<Workers>, socket: Socket) -> io::Result<Self> {
         let (stop, ended) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
-        let serving = Serving { name: name.to_owned(), device, workers, stop: Arc::clone(&stop) };
+        let (name, log) = (name.to_owned(), Ratelimit::default());
+        let serving = Serving { name, device, workers, stop: Arc::clone(&stop), log };
         let end = Arc::clone(&ended);
         // Linux cuts names of threads at 15 bytes.
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -78,36 +81,42 @@ impl Drop for Server {
     }
 }
 
-/// Why a connection is served no more.
-enum End {
-    /// The front-end has closed it.
-    Left,
-    /// It was to be closed, for a reason.
-    Closed(Error),
-    /// The daemon stops.
-    Stopped,
-}
-
 struct Serving {
     name: String,
     device: Arc<Device>,
     workers: Arc<Workers>,
     stop: Arc<Event>,
+    log: Ratelimit,
+}
+
+/// What the control thread has to do.
+enum Todo {
+    Stop,
+    /// See what has come on the connection.
+    Handle,
+    /// Another front-end wants to connect.
+    Accept,
 }
 
 impl Serving {
-    /// How long a message may take from its first byte to its last, and an answer until it is taken.
-    const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How soon a message of which a part is there is looked at again, and how long nothing is accepted after the host
+    /// could not.
+    const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
     fn run(&self, socket: &Socket) -> io::Result<()> {
         match socket {
             Socket::Connected(stream) => self.serve(stream.try_clone()?, None).map(|_| ()),
             Socket::Listener(listener) => {
                 listener.set_nonblocking(true)?;
-                while self.wait(&[listener.as_fd()])?.is_some() {
-                    let Some(stream) = accept(listener)? else { continue };
-                    if matches!(self.serve(stream, Some(listener))?, End::Stopped) {
-                        break;
+                while let Todo::Accept = self.wait(None, Some(listener))? {
+                    let Some(stream) = self.accept(listener)? else { continue };
+                    match self.serve(stream, Some(listener)) {
+                        Ok(End::Stopped) => break,
+                        Ok(_) => {}
+                        // The host has no fd left, or the like. The listener must not go away for that.
+                        Err(error) => {
+                            self.log(Level::Error, format_args!("cannot serve a front-end: {error}"))
+                        }
                     }
                 }
                 Ok(())
@@ -117,112 +126,87 @@ impl Serving {
 
     /// Serves one connection to its end, and refuses others meanwhile.
     fn serve(&self, stream: UnixStream, listener: Option<&UnixListener>) -> io::Result<End> {
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(Self::MESSAGE_TIMEOUT))?;
-        stream.set_write_timeout(Some(Self::MESSAGE_TIMEOUT))?;
-        log::info!("{}: a front-end has connected", self.name);
         let session = Session::new(&self.name, Arc::clone(&self.device), Arc::clone(&self.workers));
-        let session = Arc::new(Mutex::new(session));
-        let mut handler = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&session));
-        let end = loop {
-            let mut fds = vec![stream.as_fd()];
-            fds.extend(listener.map(AsFd::as_fd));
-            match self.wait(&fds)? {
-                None => break End::Stopped,
-                Some(0) => {
-                    if let Some(end) = self.handle(&mut handler, &stream) {
-                        break end;
-                    }
-                }
-                // The served one may have left just before the other one came: then the other one is next, not second.
-                Some(_) if has_something(&stream)? => {}
-                Some(_) => self.refuse(listener)?,
-            }
-        };
-        // Rings are stopped while the connection is still open: a front-end that sees it closed may reuse its memory.
-        drop(handler);
-        drop(session);
+        let mut connection = Connection::new(stream, session, &self.name, &self.log)?;
+        self.log(Level::Info, format_args!("a front-end has connected"));
+        let end = self.converse(&mut connection, listener);
+        drop(connection);
         self.device.config().disconnect();
-        match &end {
-            End::Left => log::info!("{}: the front-end has left", self.name),
-            End::Closed(error) => log::warn!("{}: connection closed: {error}", self.name),
-            End::Stopped => log::info!("{}: stopped", self.name),
-        }
+        let end = end?;
+        let level = if matches!(end, End::Left | End::Stopped) { Level::Info } else { Level::Warn };
+        self.log(level, format_args!("{}", chain(&end)));
         Ok(end)
     }
 
-    /// Handles one message.
-    fn handle(&self, handler: &mut BackendReqHandler<Mutex<Session>>, stream: &UnixStream) -> Option<End> {
-        let Some(needs_reply) = peek_needs_reply(stream) else { return Some(End::Left) };
-        match handler.handle_request() {
-            Ok(()) => None,
-            // The front-end has been told.
-            Err(Error::ReqHandlerError(error)) if needs_reply => {
-                log::warn!("{}: refused: {}", self.name, chain(&error));
-                None
+    fn converse(&self, connection: &mut Connection<'_>, listener: Option<&UnixListener>) -> io::Result<End> {
+        loop {
+            match self.wait(Some(connection), listener)? {
+                Todo::Stop => return Ok(End::Stopped),
+                Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
+                Todo::Accept => self.refuse(listener)?,
+                Todo::Handle => {
+                    if let Err(end) = connection.handle() {
+                        return Ok(end);
+                    }
+                }
             }
-            Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => Some(End::Left),
-            Err(error) => Some(End::Closed(error)),
         }
     }
 
-    /// The first of `fds` that has something; `None` when the daemon stops.
-    fn wait(&self, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<Option<usize>> {
-        let mut polled = vec![PollFd::new(&*self.stop, PollFlags::IN)];
-        polled.extend(fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+    /// Waits until there is something to do, the connection's first.
+    fn wait(&self, connection: Option<&Connection<'_>>, listener: Option<&UnixListener>) -> io::Result<Todo> {
+        let is_in_part = connection.is_some_and(Connection::is_in_part);
+        let stream = connection.filter(|_| !is_in_part).map(Connection::stream);
+        let sources = [
+            Some((self.stop.as_fd(), Todo::Stop)),
+            stream.map(|stream| (stream.as_fd(), Todo::Handle)),
+            listener.map(|listener| (listener.as_fd(), Todo::Accept)),
+        ];
+        let (fds, todo): (Vec<_>, Vec<_>) = sources.into_iter().flatten().unzip();
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         loop {
-            match poll(&mut polled, None) {
+            match poll(&mut polled, is_in_part.then_some(&Self::PAUSE)) {
                 Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let first = polled.iter().position(|fd| !fd.revents().is_empty());
-        Ok(first.and_then(|index| index.checked_sub(1)))
+        let ready = todo.into_iter().zip(polled).find(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map_or(Todo::Handle, |(todo, _)| todo))
     }
 
     fn refuse(&self, listener: Option<&UnixListener>) -> io::Result<()> {
         if let Some(listener) = listener
-            && accept(listener)?.is_some()
+            && self.accept(listener)?.is_some()
         {
-            log::warn!("{}: a second front-end was refused: one is connected", self.name);
+            self.log(Level::Warn, format_args!("a second front-end was refused: one is connected"));
         }
         Ok(())
     }
-}
 
-/// Whether there is a message, or the end of the connection.
-fn has_something(stream: &UnixStream) -> io::Result<bool> {
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut polled = [PollFd::new(stream, PollFlags::IN)];
-    Ok(poll(&mut polled, Some(&now))? > 0)
-}
-
-/// The next connection, if it is still there.
-fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
-    match listener.accept() {
-        Ok((stream, _)) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(None)
+    /// The next connection, if it is still there and the host can have it.
+    fn accept(&self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+        match listener.accept() {
+            Ok((stream, _)) => return Ok(Some(stream)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                self.log(Level::Error, format_args!("cannot accept a front-end: {error}"));
+                // It stays in the queue, and the listener readable.
+                poll(&mut [PollFd::new(&*self.stop, PollFlags::IN)], Some(&Self::PAUSE))
+                    .or_else(interrupted)?;
+            }
         }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
-        Err(error) => Err(error),
+        Ok(None)
+    }
+
+    fn log(&self, level: Level, what: Arguments<'_>) {
+        self.log.log(level, format_args!("{}: {what}", self.name));
     }
 }
 
-/// Whether the next message asks for an answer, from the flags in its header; `None` at the end of the connection.
-fn peek_needs_reply(stream: &UnixStream) -> Option<bool> {
-    let mut header = [0_u8; 12];
-    let (_, count) = recv(stream, &mut header, RecvFlags::PEEK).ok()?;
-    if count == 0 {
-        return None;
-    }
-    let flags = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-    Some(count >= 8 && flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0)
+fn interrupted(error: Errno) -> Result<usize, Errno> {
+    if error == Errno::INTR { Ok(0) } else { Err(error) }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
+#[cfg(test)]
+mod tests;

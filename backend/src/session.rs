@@ -85,6 +85,10 @@ pub struct Session {
     rings: Rings,
     /// PROTOCOL_FEATURES was negotiated, so rings begin disabled.
     protocol_features: bool,
+    /// The front-end has asked what is offered: the crate acknowledges nothing before.
+    has_offered: bool,
+    /// The front-end has chosen REPLY_ACK.
+    reply_ack: bool,
 }
 
 impl Session {
@@ -95,7 +99,13 @@ impl Session {
     #[must_use]
     pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
         let rings = Rings::new(name, Arc::clone(&device), workers);
-        Self { device, rings, protocol_features: false }
+        Self { device, rings, protocol_features: false, has_offered: false, reply_ack: false }
+    }
+
+    /// Whether a message that asks for an acknowledgement gets one.
+    #[must_use]
+    pub fn acknowledges(&self) -> bool {
+        self.has_offered && self.reply_ack
     }
 
     fn set_regions(&mut self, regions: Vec<Region>) -> std::result::Result<(), SessionError> {
@@ -167,6 +177,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_features(&mut self) -> Result<u64> {
+        self.has_offered = true;
         Ok(self.device.features())
     }
 
@@ -228,6 +239,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        // Also when others of them are refused: the crate takes them all.
+        self.reply_ack = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         let unknown = features & !Device::PROTOCOL_FEATURES.bits();
         if unknown != 0 {
             return Err(SessionError::Features { what: "protocol features", bits: unknown }.into());

@@ -166,7 +166,9 @@ impl Model<'_> {
 
     fn on_disk(&self, sector: u64, bytes: u128) -> bool {
         let (start, block) = (u128::from(sector) * 512, u128::from(self.block));
-        start + bytes <= u128::from(self.sectors) * 512 && start % block == 0 && bytes % block == 0
+        start + bytes <= u128::from(self.sectors) * 512
+            && start.is_multiple_of(block)
+            && bytes.is_multiple_of(block)
     }
 
     fn transfer(&self, op: Op, sector: u64, data: &Bytes) -> Outcome {
@@ -212,7 +214,7 @@ impl Model<'_> {
 
     fn segments(&self, data: &Bytes, flags_known: u32, op: impl Fn(u32) -> Op) -> Outcome {
         let bytes: u64 = data.iter().map(|(_, len)| len).sum();
-        if bytes == 0 || bytes % 16 != 0 || bytes / 16 > u64::from(DiskConfig::RANGES_MAX) {
+        if bytes == 0 || !bytes.is_multiple_of(16) || bytes / 16 > u64::from(DiskConfig::RANGES_MAX) {
             return IO_ERR;
         }
         let (mut parts, mut left) = (Vec::new(), data.clone());

@@ -127,7 +127,7 @@ fn an_indirect_table_that_is_none_is_a_fault() {
     let table = |addr, len| Desc { flags: INDIRECT, ..desc(addr, len) };
     bench.expect_raw("a good one", &[table(INDIRECT_TABLE, 48)], Is::Moves(512));
     bench.expect_raw("larger than its chain", &[table(INDIRECT_TABLE, 480)], Is::Moves(512));
-    for len in [0, 1, 15, 17, 47, 49, 32, 16 * (MOST as u32 + 1), 16_000_000, u32::MAX, 0xffff_fff0] {
+    for len in [0, 1, 15, 17, 47, 49, 32, 16 * (DiskConfig::SEG_MAX + 3), 16_000_000, u32::MAX, 0xffff_fff0] {
         bench.expect_raw(&format!("of {len} bytes"), &[table(INDIRECT_TABLE, len)], Is::Fault);
     }
     for addr in [HOLE.start, HOLE.start - 40, TOP.end, u64::MAX, u64::MAX - 15, u64::MAX - 47] {
@@ -158,7 +158,7 @@ fn indirect_tables_are_legal_at_the_end_of_a_chain_wherever_they_lie() {
     }
     let most: Vec<_> = [header()].into_iter().chain([room(DATA, 512); MOST - 2]).chain([status()]).collect();
     bench.put(INDIRECT_TABLE, &chained(&most));
-    let table = Desc { flags: INDIRECT, ..desc(INDIRECT_TABLE, 16 * MOST as u32) };
+    let table = Desc { flags: INDIRECT, ..desc(INDIRECT_TABLE, 16 * (DiskConfig::SEG_MAX + 2)) };
     bench.expect_raw("as many segments as advertised", &[table], Is::Moves(512 * DiskConfig::SEG_MAX as u64));
 }
 

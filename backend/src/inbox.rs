@@ -1,0 +1,132 @@
+//! What a front-end has sent, seen before it is taken.
+//!
+//! The crate `vhost` takes a message with system calls that wait, and waits on when one of them times out or when there
+//! were more fds than it has room for. So a message is taken only when all of it is there, with no more fds than fit,
+//! and with room for the answer: then nobody waits, and a front-end that stops in the middle of a message holds up
+//! nothing but itself.
+
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixStream;
+
+use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
+
+/// The header of a message (vhost-user.rst, "Header").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Which message.
+    pub(crate) code: u32,
+    /// Version and flags.
+    pub(crate) flags: u32,
+    /// Bytes after the header.
+    pub(crate) size: u32,
+}
+
+/// What is there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// A message that can be taken and answered without waiting.
+    Message(Header),
+    /// A part of a message, or no room for an answer. To be looked at again in a while.
+    Part,
+    /// The end of the connection.
+    End,
+    /// What nobody may send: the reason.
+    Broken(&'static str),
+}
+
+impl Header {
+    const BYTES: usize = 12;
+
+    fn parse(bytes: [u8; Self::BYTES]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        Self {
+            code: u32::from_ne_bytes([a, b, c, d]),
+            flags: u32::from_ne_bytes([e, f, g, h]),
+            size: u32::from_ne_bytes([i, j, k, l]),
+        }
+    }
+
+    /// Which message, if it is one of the specification's.
+    pub(crate) fn request(self) -> Option<FrontendReq> {
+        FrontendReq::try_from(self.code).ok()
+    }
+
+    /// Whether the front-end asks for an acknowledgement, should it have negotiated them.
+    pub(crate) fn needs_reply(self) -> bool {
+        self.flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0
+    }
+
+    /// How many bytes the message has that will be read: without those after a header that is refused.
+    fn bytes(self) -> u64 {
+        let size = usize::try_from(self.size).ok().filter(|size| *size <= MAX_MSG_SIZE);
+        (Self::BYTES + size.unwrap_or(0)) as u64
+    }
+}
+
+/// Looks at what has come on `stream`, which is readable, and takes nothing.
+pub(crate) fn look(stream: &UnixStream) -> io::Result<Look> {
+    let there = rustix::io::ioctl_fionread(stream)?;
+    let mut bytes = [0; Header::BYTES];
+    // The fds that come with the header are copies, made for this look only. The space may do for a few more than it
+    // is asked for.
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
+    let mut fds = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let seen = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut fds, flags)?;
+    if seen.bytes == 0 {
+        return Ok(Look::End);
+    }
+    if seen.flags.contains(ReturnFlags::CTRUNC) || count(&mut fds) > MAX_ATTACHED_FD_ENTRIES {
+        return Ok(Look::Broken("more fds than a message may have, or than this process may open"));
+    }
+    if seen.bytes < Header::BYTES {
+        return Ok(match there {
+            // Bytes with fds begin a new message: a peek ends after them.
+            0..12 => part(stream)?,
+            _ => Look::Broken("fds in the middle of a header"),
+        });
+    }
+    let header = Header::parse(bytes);
+    if there < header.bytes() { part(stream) } else { Ok(ready(stream, header)?) }
+}
+
+/// How many fds there are; they are closed.
+fn count(fds: &mut RecvAncillaryBuffer<'_>) -> usize {
+    let rights = fds.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.count()),
+        _ => None,
+    });
+    rights.sum()
+}
+
+/// Some of a message is there: whether more can come.
+fn part(stream: &UnixStream) -> io::Result<Look> {
+    Ok(if is(stream, PollFlags::RDHUP)? { Look::End } else { Look::Part })
+}
+
+/// All of a message is there: whether it can be answered. A socket is writable while most of its buffer is empty, and
+/// an answer is short.
+fn ready(stream: &UnixStream, header: Header) -> io::Result<Look> {
+    Ok(if is(stream, PollFlags::OUT)? { Look::Message(header) } else { Look::Part })
+}
+
+fn is(stream: &UnixStream, flags: PollFlags) -> io::Result<bool> {
+    let mut polled = [PollFd::new(stream, flags)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(polled[0].revents().intersects(flags))
+}
+
+/// Takes a message that nobody knows, with its fds, and says no to it.
+pub(crate) fn refuse(mut stream: &UnixStream, header: Header) -> io::Result<()> {
+    let mut message = [0; Header::BYTES + MAX_MSG_SIZE];
+    let len = usize::try_from(header.bytes()).map_err(io::Error::other)?;
+    stream.read_exact(&mut message[..len])?;
+    let flags = VhostUserHeaderFlag::REPLY.bits() | 1;
+    let mut answer = [header.code, flags, 8].map(u32::to_ne_bytes).concat();
+    answer.extend_from_slice(&1_u64.to_ne_bytes());
+    stream.write_all(&answer)
+}
