@@ -109,7 +109,7 @@ pub struct Ring {
     pub call: Signal,
     /// Written by the device: the ring is broken.
     pub err: Signal,
-    /// Wake-ups that arrived and were taken by this driver.
+    /// Calls that the device made and this driver has taken.
     pub calls_taken: u64,
     /// Kicks sent.
     pub kicks_sent: u64,
@@ -355,9 +355,9 @@ impl Ring {
 
     /// Sleeps until a call arrives, takes it and returns true; false after `timeout`.
     pub fn sleep(&mut self, timeout: Duration) -> bool {
-        let called = self.call.wait(timeout);
-        self.calls_taken += u64::from(called);
-        called
+        let calls = self.call.wait(timeout);
+        self.calls_taken += calls;
+        calls > 0
     }
 
     /// The device's index into the used ring.

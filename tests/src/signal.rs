@@ -28,15 +28,14 @@ impl Signal {
         &self.fd
     }
 
-    /// Whether the signal is given within `timeout`. Takes it: the next wait is for a new one.
-    pub fn wait(&self, timeout: Duration) -> bool {
+    /// How often the signal was given since it was taken last: waits up to `timeout` for the first time, and takes it.
+    pub fn wait(&self, timeout: Duration) -> u64 {
         let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut events = [EpollEvent::default()];
-        let given = self.epoll.wait(ms, &mut events).expect("epoll_wait works") > 0;
-        if given {
-            self.fd.read().expect("a readable eventfd can be read");
+        match self.epoll.wait(ms, &mut events).expect("epoll_wait works") {
+            0 => 0,
+            _ => self.fd.read().expect("a readable eventfd can be read"),
         }
-        given
     }
 }
 

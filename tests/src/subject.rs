@@ -45,6 +45,8 @@ pub enum Subject {
 pub enum Ability {
     /// Refuses messages about rings and fields that do not exist.
     ChecksMessages,
+    /// Makes no call that the driver does not want.
+    CallSuppression,
     /// Honours VIRTQ_AVAIL_F_NO_INTERRUPT.
     NoInterruptFlag,
     /// Answers a bad message with an error and goes on, instead of hanging up.
@@ -209,6 +211,9 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::ConfigFlags => Some("it takes SET_CONFIG with flags 0 only"),
         Ability::CacheOption => Some("it calls that by other names"),
         Ability::DisableStops => Some("it goes on for a while after SET_VRING_ENABLE 0"),
+        Ability::CallSuppression | Ability::NoInterruptFlag => {
+            Some("it has NOTIFY_ON_EMPTY, which virtio 1 has not")
+        }
         Ability::BlockDevices => Some("it has another driver for them"),
         Ability::RefusesSecond => Some("its library leaves the second waiting"),
         Ability::ResetDevice => Some("it does not offer it"),

@@ -10,6 +10,7 @@ sluice_tests::suite! {
     ring_sizes_that_are_none: [ChecksRing],
     ring_addresses_that_are_none: [ChecksRing],
     indices_that_are_too_large: [ChecksRing],
+    what_a_running_ring_is_made_of: [ChecksRing],
     rings_that_do_not_exist: [ChecksMessages],
     configuration_reads_past_the_end: [ConfigOffset],
     configuration_writes_to_what_is_fixed: [ChecksMessages],
@@ -93,6 +94,21 @@ fn indices_that_are_too_large(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     for base in [65_536, u32::MAX] {
         refused_when_stopped(&mut guest, &format!("base {base}"), SET_VRING_BASE, &state(0, base));
+    }
+}
+
+/// Even the values that it has already: a front-end that says so does not know that the ring runs.
+fn what_a_running_ring_is_made_of(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    guest.check_works();
+    let right = ring_addresses(&guest.lanes[0].ring);
+    let elsewhere = addresses(0, right.desc_table_addr, right.used_ring_addr, right.avail_ring_addr + 4096);
+    for (name, code, body) in [
+        ("a size for a running ring", SET_VRING_NUM, state(0, 64)),
+        ("addresses for a running ring", SET_VRING_ADDR, elsewhere),
+        ("a base for a running ring", SET_VRING_BASE, state(0, 0)),
+    ] {
+        refused(&mut guest, name, code, &body);
     }
 }
 
