@@ -23,8 +23,8 @@ pub trait Engine {
     /// Starts a request.
     ///
     /// # Errors
-    /// Hands the request back, unchanged, when the engine is full: it is to be submitted again after something
-    /// came back.
+    /// Hands the request back, unchanged, when the engine is full: it is to be submitted again when the thread has
+    /// waited for something to come back.
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>>;
 
     /// Appends the requests that have finished to `done`. Never waits.

@@ -8,13 +8,14 @@
 //! ```
 //!
 //! One queue belongs to one thread; nothing in it is shared or locked, and after [`RequestQueue::new`] nothing in it
-//! allocates. Everything is bounded by `depth`, the number of chains that may be submitted at a time.
+//! allocates but a full engine that hands a request back. Everything is bounded by `depth`, the number of chains that
+//! may be submitted at a time.
 //!
 //! The contracts of the manual page blk_make_request(9) hold as follows. [`RequestQueue::make_request`] is the
 //! parallel of [`RequestQueue::submit`] for pass-through commands. A chain whose bios do not all have the direction
 //! of the first is handed back. Nothing here sleeps: where memory for a bounce buffer is short, the bio is parked and
-//! goes on when memory returns, and the rest of a chain is submitted meanwhile: a partial allocation is progress, not
-//! an error. There is always progress, since a reserve large enough for one piece is used only by pieces, and a piece
+//! goes on when memory returns, and the part of its chain that came before it is under way meanwhile: a partial
+//! allocation is progress, not an error. There is always progress, since a reserve large enough for one piece is used only by pieces, and a piece
 //! gives it back when it is done.
 
 use std::collections::VecDeque;

@@ -29,13 +29,13 @@ impl Counter {
 pub struct Stats {
     /// Chains that were completed, whatever their status.
     pub chains: Counter,
-    /// Chains that failed.
+    /// Chains that ended with an I/O error.
     pub failed: Counter,
     /// Bytes that were read from the disk.
     pub bytes_read: Counter,
     /// Bytes that were written to the disk.
     pub bytes_written: Counter,
-    /// Requests that were given to the engine.
+    /// Requests that were given to the engine, again where it had not done all of one.
     pub requests: Counter,
     /// Requests that were less than their bio.
     pub splits: Counter,

@@ -45,8 +45,10 @@ pub enum DiskError {
     },
     /// Blocks smaller than what the disk addresses.
     #[error(
-        "{} is addressed in blocks of {disk} bytes{why}, so its logical block size cannot be {asked}: leave it out, or use a cache mode without direct I/O (cache=writeback)",
-        path.display()
+        "{} is addressed in blocks of {disk} bytes{}, so its logical block size cannot be {asked}: leave it out{}",
+        path.display(),
+        if *by_direct_io { " by direct I/O" } else { "" },
+        if *by_direct_io { ", or use a cache mode without direct I/O (cache=writeback)" } else { "" }
     )]
     BlockSize {
         /// The file.
@@ -55,8 +57,8 @@ pub enum DiskError {
         asked: u32,
         /// The smallest that is possible.
         disk: u32,
-        /// Where that comes from.
-        why: &'static str,
+        /// Whether that would not be so in a cache mode without direct I/O.
+        by_direct_io: bool,
     },
     /// A block size that does not exist.
     #[error("a logical block size of {asked} bytes does not exist: 512 and 4096 do")]
@@ -194,8 +196,8 @@ fn choose_block(options: &DiskOptions, topology: Topology, addressed: u32) -> Re
         return Err(DiskError::OddBlockSize { asked });
     }
     if asked < smallest {
-        let why = if topology.logical < smallest { " by direct I/O" } else { "" };
-        return Err(DiskError::BlockSize { path: options.path.clone(), asked, disk: smallest, why });
+        let by_direct_io = topology.logical.max(512) < smallest;
+        return Err(DiskError::BlockSize { path: options.path.clone(), asked, disk: smallest, by_direct_io });
     }
     Ok(asked)
 }

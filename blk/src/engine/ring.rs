@@ -3,7 +3,7 @@
 //! One ring per thread, one system call per batch, however many queues and event fds the thread serves: each of them
 //! is a [`Client`] with completions of its own. The ring is set up as its use allows: one thread submits
 //! (`SINGLE_ISSUER`), completions are posted when that thread asks for them (`DEFER_TASKRUN`, `TASKRUN_FLAG`), and a
-//! failed submission does not hold up the rest (`SUBMIT_ALL`). Kernels before 6.1 get a plain ring.
+//! failed submission does not hold up the rest (`SUBMIT_ALL`). Kernels before 6.1 get a plain ring, before 5.19 none.
 #![expect(unsafe_code, reason = "puts entries into the kernel's submission ring")]
 
 use std::cell::RefCell;

@@ -1,8 +1,8 @@
 //! The engine on io_uring: requests become entries of the thread's ring.
 //!
 //! The engine keeps each request in a slot, by its tag, from submission to completion; entries point into the slot's
-//! request, which does not move meanwhile. Nothing is submitted here: the thread enters the kernel once per batch for
-//! all of its queues.
+//! request, which does not move meanwhile. Unless the ring is full nothing is submitted here: the thread enters the
+//! kernel once per batch for all of its queues.
 #![expect(unsafe_code, reason = "hands guest memory to the kernel through the ring")]
 
 use std::io;

@@ -97,8 +97,7 @@ fn large_blocks_of_a_device_are_those_of_the_disk() {
         assert_eq!(
             error.to_string(),
             format!(
-                "{} is addressed in blocks of 4096 bytes, so its logical block size cannot be 512: leave it out, \
-                 or use a cache mode without direct I/O (cache=writeback)",
+                "{} is addressed in blocks of 4096 bytes, so its logical block size cannot be 512: leave it out",
                 device.path().display()
             )
         );
