@@ -150,7 +150,7 @@ fn dropping_an_engine_waits_for_what_is_in_flight() {
             rig.ram.write(0, &data);
             for i in 0..64 {
                 let pieces = [(i * 4096, 512), (i * 4096 + 512, 3584)];
-                let request = rig.request(Command::Write { dsync: true }, i * 4096, 4096, &pieces);
+                let request = rig.request(WRITE, i * 4096, 4096, &pieces);
                 rig.engine.submit(request).expect("as many as its depth");
             }
             drop(rig.engine);

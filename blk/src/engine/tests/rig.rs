@@ -119,10 +119,9 @@ impl Rig {
         bytes
     }
 
-    /// Fills the file with `bytes` from `offset` on, on the disk too.
+    /// Fills the file with `bytes` from `offset` on.
     pub(super) fn fill(&self, offset: u64, bytes: &[u8]) {
         self.file.as_file().write_all_at(bytes, offset).expect("there is room");
-        self.file.as_file().sync_all().expect("fsync(2)");
     }
 
     /// How much space the file takes.

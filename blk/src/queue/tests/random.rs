@@ -51,7 +51,7 @@ fn chains_do_what_the_model_says_whatever_the_engine_does() {
 #[test]
 fn chains_do_what_the_model_says_on_real_engines() {
     in_time(|| {
-        for_seeds(12, |mut dice| {
+        for_seeds(5, |mut dice| {
             for engine in EngineKind::ALL {
                 let model = dice.bytes(SECTORS * 512);
                 let below = Below::file(&mut dice, &model, engine);
