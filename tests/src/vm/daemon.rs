@@ -38,16 +38,17 @@ impl Daemon {
         &self.sockets[number]
     }
 
-    /// Requires that it runs, has served `connections`, and had nothing to complain about.
+    /// Requires that it runs, has served a front-end, and had nothing to complain about.
     ///
     /// # Panics
     /// If not.
     #[track_caller]
-    pub fn assert_well(&mut self, connections: usize) {
+    pub fn assert_well(&mut self) {
         self.assert_serves();
         let log = self.process.log();
-        let served = log.lines().filter(|line| line.contains("a front-end has connected")).count();
-        assert_eq!(served, connections, "connections in the log (it needs RUST_LOG=info or more):\n{log}");
+        // A log without this says nothing at all. How many there were it does not tell: such lines are rate-limited.
+        let tells = log.contains("a front-end has connected");
+        assert!(tells, "no connection in the log (it needs RUST_LOG=info or more):\n{log}");
         let is_complaint = |line: &str| line.contains(" WARN ") || line.contains(" ERROR ");
         assert!(!log.lines().any(is_complaint), "the daemon complains:\n{log}");
     }
