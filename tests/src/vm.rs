@@ -9,6 +9,7 @@
 //!
 //! - `SLUICE_ACCEL`: QEMU's `-accel`, for example `kvm`; by default `tcg,thread=multi`, which works everywhere. KVM is
 //!   never tried on its own: where it is there and only emulates instructions, guests fail in odd ways.
+//! - `SLUICE_CPU`: QEMU's `-cpu`; by default `host` with KVM, else an old one that every QEMU can translate.
 //! - `SLUICE_KEEP`: when set, the files of each VM stay, so that its command line can be run again.
 
 mod archive;

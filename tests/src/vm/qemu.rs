@@ -125,8 +125,9 @@ fn is_tcg() -> bool {
     accel().starts_with("tcg")
 }
 
-fn cpu() -> &'static str {
-    if is_tcg() { "Nehalem,-spec-ctrl" } else { "host" }
+fn cpu() -> String {
+    let default = if is_tcg() { "Nehalem,-spec-ctrl" } else { "host" };
+    std::env::var("SLUICE_CPU").unwrap_or_else(|_| default.to_owned())
 }
 
 /// The frequency of this machine's clock, where the processor tells it.
