@@ -140,15 +140,17 @@ impl Serving {
 
     fn converse(&self, connection: &mut Connection<'_>, listener: Option<&UnixListener>) -> io::Result<End> {
         loop {
-            match self.wait(Some(connection), listener)? {
+            let todo = self.wait(Some(connection), listener)?;
+            match todo {
                 Todo::Stop => return Ok(End::Stopped),
                 Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
                 Todo::Accept => self.refuse(listener)?,
-                Todo::Handle => {
-                    if let Err(end) = connection.handle() {
-                        return Ok(end);
-                    }
-                }
+                Todo::Handle => {}
+            }
+            // Others that come and go all the time must not keep a part of a message from being looked at.
+            let is_due = matches!(todo, Todo::Handle) || connection.is_in_part();
+            if is_due && let Err(end) = connection.handle() {
+                return Ok(end);
             }
         }
     }

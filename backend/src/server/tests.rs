@@ -258,6 +258,23 @@ impl Bench {
     }
 }
 
+/// QEMU resets a device that can be reset before it sets up the first ring.
+#[test]
+fn a_device_is_reset_before_and_after_it_was_used() {
+    let bench = Bench::new();
+    let front = bench.connect();
+    front.negotiate(FEATURES);
+    for round in 0..3 {
+        front.say(RESET_DEVICE, &[], &[]);
+        front.say(SET_FEATURES, &body(&[FEATURES]), &[]);
+        front.set_memory(&bench.ram);
+        bench.ram.clear();
+        let mut driver = Driver::new(&bench.ram, RAM.start, 16);
+        front.start_ring(0, &driver);
+        driver.check_works(5, round);
+    }
+}
+
 #[test]
 fn the_config_space_is_not_read_past_its_end() {
     let bench = Bench::new();
