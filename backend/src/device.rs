@@ -5,6 +5,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
 use crate::config::DiskConfig;
+use crate::ratelimit::Ratelimit;
 
 /// Bytes of an answer to GET_ID (virtio 1.3, 5.2.6).
 pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
@@ -53,6 +54,7 @@ pub struct Device {
     id: [u8; ID_BYTES],
     num_queues: u16,
     queue_size: u16,
+    faults: Ratelimit,
 }
 
 impl Device {
@@ -76,7 +78,7 @@ impl Device {
         let serial = serial.as_deref().unwrap_or(disk.serial());
         let id = id_of(serial).ok_or_else(|| DeviceError::Serial { serial: serial.to_owned() })?;
         let config = DiskConfig::new(&disk, num_queues, queue_size);
-        Ok(Self { disk, config, id, num_queues, queue_size })
+        Ok(Self { disk, config, id, num_queues, queue_size, faults: Ratelimit::default() })
     }
 
     /// The protocol features to offer (vhost-user.rst).
@@ -108,6 +110,12 @@ impl Device {
     #[must_use]
     pub fn id(&self) -> &[u8; ID_BYTES] {
         &self.id
+    }
+
+    /// Where a guest's faults are logged.
+    #[must_use]
+    pub fn faults(&self) -> &Ratelimit {
+        &self.faults
     }
 
     /// How many queues the guest may use.

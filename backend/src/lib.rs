@@ -17,12 +17,14 @@
 //! | [`chain`] | descriptor chain to bio chain: the trust boundary | virtio 5.2.6 |
 //! | [`service`] | one ring being served | |
 //! | [`worker`], [`workers`] | the threads that serve rings | |
+//! | [`call`] | calling a driver without waiting for anybody | |
 //! | [`event`] | one thread waking another | |
 //! | [`ratelimit`] | a bound on what can be logged | |
 //! | [`reactor`] | what a worker waits on | |
 //! | [`adapter`] | the same device inside a stock `VhostUserDaemon` | |
 
 pub mod adapter;
+pub mod call;
 pub mod chain;
 pub mod config;
 mod connection;

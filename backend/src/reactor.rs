@@ -45,9 +45,17 @@ impl Reactor {
             Ok((client, ring)) => Ok(Self::Uring { ring, client }),
             Err(error) => {
                 log::warn!("no io_uring on this host ({error}): using epoll");
-                Ok(Self::Epoll(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+                Self::epoll()
             }
         }
+    }
+
+    /// What every host has: only for engines that finish at once.
+    ///
+    /// # Errors
+    /// When the process has no fd left.
+    pub fn epoll() -> io::Result<Self> {
+        Ok(Self::Epoll(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
     /// The ring, for the engines of this thread.

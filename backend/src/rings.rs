@@ -5,13 +5,15 @@
 //! but for `SET_VRING_NUM`, `SET_VRING_ADDR` and `SET_VRING_BASE`, which are refused on a running ring.
 
 use std::fs::File;
-use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
 use sluice_mem::guest::GuestMem;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::call::Call;
+use crate::connection::chain;
 use crate::device::Device;
 use crate::service::{ServiceSetup, StartError};
 use crate::vring::{RingSetup, SetupError, check_size, parts};
@@ -104,10 +106,12 @@ struct Ring {
     size: u16,
     addrs: Option<RingAddrs>,
     base: u16,
-    kick: Option<File>,
-    call: Option<File>,
-    err: Option<File>,
+    kick: Option<Arc<File>>,
+    call: Option<Arc<File>>,
+    err: Option<Arc<File>>,
     enabled: bool,
+    /// The driver has broken it: it does not run before it was given up with GET_VRING_BASE.
+    broken: bool,
     served: Option<ServedRing>,
 }
 
@@ -130,9 +134,13 @@ impl Rings {
         Self { name: name.to_owned(), device, workers, memory: Arc::default(), features: 0, rings }
     }
 
-    /// The features that rings start with from now on.
+    /// The features of the rings from now on.
     pub fn set_features(&mut self, features: u64) {
-        self.features = features;
+        if features != self.features {
+            let running = self.stop_all();
+            self.features = features;
+            self.start_all(&running);
+        }
     }
 
     /// Enables or disables all rings, as it is before `SET_VRING_ENABLE`.
@@ -148,7 +156,7 @@ impl Rings {
     /// QEMU offers its own maximum to the driver, whatever its `queue-size` says.
     ///
     /// # Errors
-    /// When there is no such ring, it runs, or it cannot have so many.
+    /// When there is no such ring, it runs, it cannot have so many, or it is complete with that and cannot be started.
     pub fn set_num(&mut self, index: u32, size: u32) -> Result<(), RingError> {
         let most = Device::QUEUE_SIZE_MAX;
         let ring = self.stopped(index)?;
@@ -157,7 +165,7 @@ impl Rings {
             return Err(RingError::TooLarge { index, size, most });
         }
         ring.size = size;
-        Ok(())
+        self.start_if_complete(index)
     }
 
     /// Where a ring is, in user addresses.
@@ -192,6 +200,7 @@ impl Rings {
         self.stop(index)?;
         let ring = self.ring(index)?;
         ring.kick = None;
+        ring.broken = false;
         Ok(ring.base)
     }
 
@@ -217,20 +226,22 @@ impl Rings {
         let call = call.map(|call| event_fd("call", index, call)).transpose()?;
         let ring = self.ring(index)?;
         if let Some(served) = &ring.served {
-            served.set_call(call.as_ref().and_then(|call| call.try_clone().ok()));
+            served.set_call(call.clone());
         }
         ring.call = call;
         Ok(())
     }
 
-    /// The event fd by which a broken ring is told, from its next start on.
+    /// The event fd by which a broken ring is told.
     ///
     /// # Errors
-    /// When there is no such ring or it is no event fd.
+    /// When there is no such ring, it is no event fd, or the ring cannot be started again.
     pub fn set_err(&mut self, index: u32, err: Option<File>) -> Result<(), RingError> {
         self.ring(index)?;
-        self.ring(index)?.err = err.map(|err| event_fd("err", index, err)).transpose()?;
-        Ok(())
+        let err = err.map(|err| event_fd("err", index, err)).transpose()?;
+        self.stop(index)?;
+        self.ring(index)?.err = err;
+        self.start_if_complete(index)
     }
 
     /// Enables or disables a ring.
@@ -242,23 +253,13 @@ impl Rings {
         if enabled { self.start_if_complete(index) } else { self.stop(index) }
     }
 
-    /// The guest's memory from now on. Running rings stop, and start again if their memory is still there; one
-    /// whose memory is gone is broken and told so by its err fd.
+    /// The guest's memory from now on. Running rings stop, and all that are complete start if their memory is there: a
+    /// front-end may take memory away and add it again when the guest is given more. One that ran and whose memory is
+    /// gone stands still, and is told so by its err fd.
     pub fn set_memory(&mut self, memory: GuestMem) {
-        let running: Vec<u32> = (0..self.count()).filter(|index| self.is_running(*index)).collect();
-        for index in &running {
-            self.stop(*index).expect("it was just seen");
-        }
+        let running = self.stop_all();
         self.memory = Arc::new(memory);
-        for index in running {
-            if let Err(error) = self.start_if_complete(index) {
-                log::warn!("{}: {error}: its memory was taken away", self.name);
-                let ring = &self.rings[index as usize];
-                if let Some(mut err) = ring.err.as_ref() {
-                    let _ = err.write(&1_u64.to_ne_bytes());
-                }
-            }
-        }
+        self.start_all(&running);
     }
 
     /// The guest's memory.
@@ -274,10 +275,26 @@ impl Rings {
         self.features = 0;
     }
 
-    /// Stops all rings and waits for their I/O.
-    pub fn stop_all(&mut self) {
+    /// Stops all rings and waits for their I/O. Returns those that ran.
+    pub fn stop_all(&mut self) -> Vec<u32> {
+        let running: Vec<u32> = (0..self.count()).filter(|index| self.is_running(*index)).collect();
+        for index in &running {
+            self.stop(*index).expect("it is one of them");
+        }
+        running
+    }
+
+    /// Starts what is complete. Some have been `running` before.
+    fn start_all(&mut self, running: &[u32]) {
         for index in 0..self.count() {
-            self.stop(index).expect("it is one of them");
+            let Err(error) = self.start_if_complete(index) else { continue };
+            if running.contains(&index) {
+                let line = format_args!("{}: {}; it stands still", self.name, chain(&error));
+                self.device.faults().log(log::Level::Warn, line);
+                if let Some(err) = &self.rings[index as usize].err {
+                    Call::new(Arc::clone(err)).signal();
+                }
+            }
         }
     }
 
@@ -303,22 +320,24 @@ impl Rings {
     fn stop(&mut self, index: u32) -> Result<(), RingError> {
         let ring = self.ring(index)?;
         if let Some(served) = ring.served.take() {
-            ring.base = served.stop();
+            let stopped = served.stop();
+            (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
         }
         Ok(())
     }
 
     fn start_if_complete(&mut self, index: u32) -> Result<(), RingError> {
         let ring = &self.rings[index as usize];
-        let complete = ring.enabled && ring.size > 0 && ring.served.is_none();
+        let complete = ring.enabled && ring.size > 0 && !self.memory.regions().is_empty();
         let (true, Some(addrs), Some(kick)) = (complete, ring.addrs, &ring.kick) else { return Ok(()) };
-        let host = |source| RingError::Start { index, source: StartError::Host(source) };
-        let clone = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
+        if ring.served.is_some() || ring.broken {
+            return Ok(());
+        }
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
-            kick: kick.try_clone().map_err(host)?,
-            call: clone(&ring.call).map_err(host)?,
-            err: clone(&ring.err).map_err(host)?,
+            kick: Arc::clone(kick),
+            call: ring.call.clone(),
+            err: ring.err.clone(),
             ring: self
                 .resolve(ring.size, addrs, ring.base)
                 .map_err(|source| RingError::Setup { index, source })?,
@@ -358,10 +377,16 @@ impl Drop for Rings {
     }
 }
 
-/// Checks that a file can be one to wait on: event fds have no type (eventfd(2) gives an anonymous inode), unlike
-/// pipes, sockets and files, on which a read or write could wait for ever.
-fn event_fd(what: &'static str, index: u32, file: File) -> Result<File, RingError> {
+/// Checks that a file is an event fd. Pipes, sockets and files, on which a read or write could wait for ever, have a
+/// type in their mode. The anonymous inodes of the kernel have none (eventfd(2)), and where there is /proc, the name of
+/// the kind.
+fn event_fd(what: &'static str, index: u32, file: File) -> Result<Arc<File>, RingError> {
     let is_anonymous =
         fstat(&file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Unknown);
-    if is_anonymous { Ok(file) } else { Err(RingError::NotAnEventFd { what, index }) }
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let is_other = kind.is_ok_and(|kind| !kind.to_string_lossy().contains("[eventfd]"));
+    if is_anonymous && !is_other { Ok(Arc::new(file)) } else { Err(RingError::NotAnEventFd { what, index }) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@
 //! read once, `used.idx` is published once, and one decision is made about one call.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use sluice_blk::disk::Cache;
@@ -19,6 +19,7 @@ use sluice_blk::request::Status;
 use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::slice::GuestSlice;
 
+use crate::call::Call;
 use crate::chain::{Action, BlkStatus, ChainParser};
 use crate::device::Device;
 use crate::vring::{RingFault, RingSetup, SetupError, Vring};
@@ -35,11 +36,11 @@ pub struct ServiceSetup {
     /// The disk and what the guest may know of it.
     pub device: Arc<Device>,
     /// The event fd by which the driver kicks.
-    pub kick: File,
+    pub kick: Arc<File>,
     /// The event fd by which the driver is called; none when it polls.
-    pub call: Option<File>,
+    pub call: Option<Arc<File>>,
     /// The event fd by which a broken ring is told.
-    pub err: Option<File>,
+    pub err: Option<Arc<File>>,
 }
 
 /// Why a ring cannot be served.
@@ -65,9 +66,9 @@ pub struct Service {
     parser: ChainParser,
     /// The status byte of each head in flight.
     statuses: Vec<Option<GuestSlice>>,
-    kick: File,
-    call: Option<File>,
-    err: Option<File>,
+    kick: Arc<File>,
+    call: Option<Call>,
+    err: Option<Arc<File>>,
     /// There may be heads to take, and kicks are off.
     ready: bool,
     broken: bool,
@@ -101,7 +102,7 @@ impl Service {
             pin,
             queue,
             kick: setup.kick,
-            call: setup.call,
+            call: setup.call.map(Call::new),
             err: setup.err,
             ready: true,
             broken: false,
@@ -114,9 +115,11 @@ impl Service {
         &self.kick
     }
 
-    /// Calls the driver by another fd from now on.
-    pub fn set_call(&mut self, call: Option<File>) {
-        self.call = call;
+    /// Calls the driver by another fd from now on, and at once: a call that has gone to the old fd while the front-end
+    /// was changing it was perhaps not seen. A driver takes a call too many for nothing.
+    pub fn set_call(&mut self, call: Option<Arc<File>>) {
+        self.call = call.map(Call::new);
+        self.call_driver();
     }
 
     /// The driver has kicked.
@@ -147,6 +150,12 @@ impl Service {
     #[must_use]
     pub fn next_avail(&self) -> u16 {
         self.vring.next_avail()
+    }
+
+    /// Whether the driver has broken the ring.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Takes heads and submits what they ask for. Bounded by the ring: no more heads than descriptors.
@@ -214,19 +223,20 @@ impl Service {
         put(&mut self.vring, &mut self.statuses, head, status, bytes);
     }
 
-    fn call_driver(&self) {
-        let Some(mut call) = self.call.as_ref() else { return };
-        // A front-end may hand over an fd that cannot be written to, or that nobody reads: no matter of ours.
-        let _ = call.write(&1_u64.to_ne_bytes());
+    fn call_driver(&mut self) {
+        if let Some(call) = &mut self.call {
+            call.signal();
+        }
     }
 
     /// The ring itself lies: nothing more is fetched from it until it is set up anew.
     fn break_ring(&mut self, fault: RingFault) {
-        log::warn!("{}: {fault}; the ring stops until it is reset", self.name);
+        let line = format_args!("{}: {fault}; the ring stops until it is reset", self.name);
+        self.device.faults().log(log::Level::Warn, line);
         self.ready = false;
         self.broken = true;
-        if let Some(mut err) = self.err.as_ref() {
-            let _ = err.write(&1_u64.to_ne_bytes());
+        if let Some(err) = &self.err {
+            Call::new(Arc::clone(err)).signal();
         }
     }
 }

@@ -166,8 +166,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     /// Deprecated; front-ends that send it mean that rings stop.
     fn reset_owner(&mut self) -> Result<()> {
-        self.rings.stop_all();
-        Ok(())
+        ring(self.rings.set_all_enabled(false))
     }
 
     fn reset_device(&mut self) -> Result<()> {

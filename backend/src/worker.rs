@@ -4,10 +4,11 @@
 //! system call per turn submits the I/O of all its rings and waits for whatever happens next. When nothing happens, a
 //! worker sleeps: an idle disk costs nothing.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::event::Event;
 use crate::reactor::{Reactor, Wake};
@@ -22,18 +23,28 @@ pub struct RingId(u32);
 pub enum Command {
     /// Serve a ring.
     Start(Box<ServiceSetup>, Sender<Result<RingId, StartError>>),
-    /// Serve a ring no more: answered with its next available index when nothing of it is in flight.
-    Stop(RingId, Sender<u16>),
-    /// Call the driver of a ring by another fd.
-    SetCall(RingId, Option<std::fs::File>),
+    /// Serve a ring no more: answered when nothing of it is in flight.
+    Stop(RingId, Sender<Stopped>),
+    /// Call the driver of a ring by another fd: answered when the old one is not used any more.
+    SetCall(RingId, Option<Arc<File>>, Sender<()>),
     /// End the thread. All rings were stopped.
     Exit,
+}
+
+/// How a ring was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stopped {
+    /// The index of the next available entry.
+    pub next_avail: u16,
+    /// The driver has broken it.
+    pub broken: bool,
 }
 
 /// Where commands for a worker are put.
 #[derive(Debug)]
 pub struct Mailbox {
-    commands: Mutex<Vec<Command>>,
+    /// None when the worker has ended: commands are dropped then, and whoever waits for an answer hears of it.
+    commands: Mutex<Option<Vec<Command>>>,
     event: Event,
 }
 
@@ -43,17 +54,27 @@ impl Mailbox {
     /// # Errors
     /// When there is no event fd to be had.
     pub fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { commands: Mutex::default(), event: Event::new()? }))
+        Ok(Arc::new(Self { commands: Mutex::new(Some(Vec::new())), event: Event::new()? }))
     }
 
     /// Puts a command in and wakes the worker.
     pub fn send(&self, command: Command) {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        if let Some(commands) = &mut *self.lock() {
+            commands.push(command);
+        }
         self.event.notify();
     }
 
     fn take(&self) -> Vec<Command> {
-        std::mem::take(&mut self.commands.lock().unwrap_or_else(PoisonError::into_inner))
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn close(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,7 +84,7 @@ struct Served {
     service: Service,
     token: u32,
     /// Who wants to know when it has stopped.
-    stopping: Option<Sender<u16>>,
+    stopping: Option<Sender<Stopped>>,
 }
 
 /// A worker: to be run on its own thread.
@@ -81,12 +102,11 @@ impl Worker {
     /// The mailbox's token; rings have those below.
     const MAILBOX: u32 = u32::MAX - 1;
 
-    /// A worker for the calling thread.
+    /// A worker for the calling thread, which waits on `reactor`.
     ///
     /// # Errors
-    /// When the kernel has neither io_uring nor epoll for it.
-    pub fn new(mailbox: Arc<Mailbox>) -> io::Result<Self> {
-        let mut reactor = Reactor::new()?;
+    /// When the kernel cannot watch the mailbox.
+    pub fn new(mailbox: Arc<Mailbox>, mut reactor: Reactor) -> io::Result<Self> {
         reactor.watch(mailbox.event.as_fd(), Self::MAILBOX)?;
         Ok(Self { rings: Vec::new(), reactor, mailbox, next_token: 0, exit: false })
     }
@@ -96,6 +116,7 @@ impl Worker {
     /// # Errors
     /// When the kernel fails the worker: then it serves nothing any more.
     pub fn run(mut self) -> io::Result<()> {
+        let _guard = AbortOnPanic;
         let mut wakes = Vec::with_capacity(64);
         while !self.exit {
             let mut more = false;
@@ -139,10 +160,11 @@ impl Worker {
                     ring.stopping = Some(reply);
                 }
             }
-            Command::SetCall(id, call) => {
+            Command::SetCall(id, call, reply) => {
                 if let Some(ring) = self.rings.iter_mut().find(|ring| ring.token == id.0) {
                     ring.service.set_call(call);
                 }
+                let _ = reply.send(());
             }
             Command::Exit => self.exit = true,
         }
@@ -167,13 +189,33 @@ impl Worker {
             if let Err(error) = unwatched {
                 log::error!("cannot give up a kick fd: {error}");
             }
-            let next_avail = ring.service.next_avail();
+            let Served { service, stopping, .. } = ring;
+            let stopped = Stopped { next_avail: service.next_avail(), broken: service.is_broken() };
             // Everything of the ring is gone before its front-end hears of it.
-            drop(ring.service);
-            if let Some(reply) = ring.stopping {
-                let _ = reply.send(next_avail);
+            drop(service);
+            if let Some(reply) = stopping {
+                let _ = reply.send(stopped);
             }
         }
         any
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// A worker that panics has found a mistake of ours. Without it its guests would wait for ever, in a daemon that looks
+/// well; a daemon that ends is started again.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a worker has panicked");
+            std::process::abort();
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! The workers of a daemon: a fixed number of threads that share the rings of all disks.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
+use crate::reactor::Reactor;
 use crate::service::{ServiceSetup, StartError};
-use crate::worker::{Command, Mailbox, RingId, Worker};
+use crate::worker::{Command, Mailbox, RingId, Stopped, Worker};
 
 /// A daemon's worker threads. They end when this is dropped, which must not be before all rings are stopped.
 #[derive(Debug)]
@@ -29,9 +31,17 @@ impl Workers {
     /// # Errors
     /// When the host has no thread or no io_uring and no epoll for one.
     pub fn start(count: usize) -> io::Result<Arc<Self>> {
+        Self::start_on(count, Reactor::new)
+    }
+
+    /// Starts `count` threads, at least one, each on a reactor of its own.
+    ///
+    /// # Errors
+    /// When the host has no thread or no reactor for one.
+    pub fn start_on(count: usize, reactor: fn() -> io::Result<Reactor>) -> io::Result<Arc<Self>> {
         let mut workers = Self { threads: Vec::new(), next: AtomicUsize::new(0) };
         for index in 0..count.max(1) {
-            workers.threads.push(Thread::start(index)?);
+            workers.threads.push(Thread::start(index, reactor)?);
         }
         Ok(Arc::new(workers))
     }
@@ -63,13 +73,13 @@ impl Drop for Workers {
 }
 
 impl Thread {
-    fn start(index: usize) -> io::Result<Self> {
+    fn start(index: usize, reactor: fn() -> io::Result<Reactor>) -> io::Result<Self> {
         let mailbox = Mailbox::new()?;
         let (reply, answer) = channel();
         let own = Arc::clone(&mailbox);
         let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             // The ring has to be made by the thread that uses it.
-            let worker = match Worker::new(own) {
+            let worker = match reactor().and_then(|reactor| Worker::new(own, reactor)) {
                 Ok(worker) => worker,
                 Err(error) => return drop(reply.send(Err(error))),
             };
@@ -94,17 +104,22 @@ pub struct ServedRing {
 
 impl ServedRing {
     /// Serves the ring no more. Waits until nothing of it is in flight; then neither memory nor fds of the guest are
-    /// touched any more. Returns the index of the next available entry.
+    /// touched any more.
     #[must_use]
-    pub fn stop(self) -> u16 {
+    pub fn stop(self) -> Stopped {
         let (reply, answer) = channel();
         self.mailbox.send(Command::Stop(self.id, reply));
         // Workers live as long as there are rings.
         answer.recv().unwrap_or_default()
     }
 
-    /// Calls the driver by `call` from now on.
-    pub fn set_call(&self, call: Option<std::fs::File>) {
-        self.mailbox.send(Command::SetCall(self.id, call));
+    /// Calls the driver by `call` from now on, and once at once. Waits until the old fd is not used any more.
+    pub fn set_call(&self, call: Option<Arc<File>>) {
+        let (reply, answer) = channel();
+        self.mailbox.send(Command::SetCall(self.id, call, reply));
+        let _ = answer.recv();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,11 +93,6 @@ impl Driver {
         self.ram.read_u16(self.at + Self::USED + 2)
     }
 
-    /// Whether the device asks for no kicks.
-    pub(crate) fn wants_no_kick(&self) -> bool {
-        self.ram.read_u16(self.at + Self::USED) == 1
-    }
-
     /// Waits until the next request is done: which one, its status, and the length that was written.
     pub(crate) fn done(&mut self) -> (u16, u8, u32) {
         self.done_within(PATIENCE).expect("a request is done in time")

@@ -33,6 +33,11 @@ impl GuestRam {
         Self { file, regions, memory }
     }
 
+    /// One region.
+    pub(crate) fn flat(range: Range<u64>) -> Self {
+        Self::new(&[range])
+    }
+
     /// What a user address is more than its guest address.
     pub(crate) const USER_OFFSET: u64 = 0x7f00_0000_0000;
 

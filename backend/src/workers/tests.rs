@@ -1,0 +1,280 @@
+//! Workers: several rings on one thread, on what every host has, and guests that want all of it.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use rustix::event::EventfdFlags;
+use sluice_blk::disk::EngineKind;
+
+use super::*;
+use crate::doubles::disk::TestDisk;
+use crate::doubles::driver::{Driver, PATIENCE, event_fd, take_events};
+use crate::doubles::guest_ram::GuestRam;
+use crate::vring::RingSetup;
+
+type MakeReactor = fn() -> io::Result<Reactor>;
+
+/// What a worker waits on, and what it moves data with: all that go together.
+const KINDS: [(EngineKind, MakeReactor); 3] =
+    [(EngineKind::Uring, Reactor::new), (EngineKind::Sync, Reactor::new), (EngineKind::Sync, Reactor::epoll)];
+
+/// One thread, a disk, and drivers of as many rings as are asked for.
+struct Bench {
+    workers: Arc<Workers>,
+    disk: TestDisk,
+    drivers: Vec<Driver>,
+    served: Vec<ServedRing>,
+}
+
+impl Bench {
+    fn new((engine, reactor): (EngineKind, MakeReactor), rings: u16) -> Self {
+        let disk = TestDisk::new(4096).with(|options| options.engine = engine);
+        let workers = Workers::start_on(1, reactor).expect("a thread");
+        let device = disk.device(rings);
+        let place = |ring: u16| 0x10_0000 + u64::from(ring) * Driver::BYTES as u64;
+        let ram = Arc::new(GuestRam::flat(place(0)..place(rings)));
+        let drivers: Vec<_> = (0..rings).map(|ring| Driver::new(&ram, place(ring), 16)).collect();
+        let serve = |driver: &Driver| workers.serve(setup(driver, &device)).expect("a good ring");
+        let served = drivers.iter().map(serve).collect();
+        Self { workers, disk, drivers, served }
+    }
+
+    /// Stops all rings; says how many heads each has taken.
+    fn stop(self) -> Vec<u16> {
+        self.served.into_iter().map(|ring| ring.stop().next_avail).collect()
+    }
+}
+
+fn share(file: &File) -> Arc<File> {
+    Arc::new(file.try_clone().expect("an fd is free"))
+}
+
+fn setup(driver: &Driver, device: &Arc<crate::device::Device>) -> ServiceSetup {
+    let [desc, avail, used] = driver.parts();
+    ServiceSetup {
+        name: "test".to_owned(),
+        ring: RingSetup {
+            size: driver.size,
+            desc,
+            avail,
+            used,
+            next_avail: driver.next_avail,
+            event_idx: false,
+            indirect: true,
+        },
+        memory: Arc::clone(driver.ram.memory()),
+        device: Arc::clone(device),
+        kick: share(&driver.kick),
+        call: Some(share(&driver.call)),
+        err: Some(share(&driver.err)),
+    }
+}
+
+#[test]
+fn one_thread_serves_many_rings_on_every_kind_of_host() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 40);
+        for round in 0..10_u8 {
+            for (ring, driver) in bench.drivers.iter_mut().enumerate() {
+                driver.check_works(ring as u64, round);
+            }
+            // And all at once.
+            for driver in &mut bench.drivers {
+                driver.offer(0, 0, 0);
+                driver.kick();
+            }
+            for driver in &mut bench.drivers {
+                assert_eq!(driver.done(), (0, 0, 513));
+                assert!(take_events(&driver.call, PATIENCE) > 0);
+            }
+        }
+        assert_eq!(bench.stop(), [30; 40]);
+    }
+}
+
+#[test]
+fn a_driver_may_kick_early_late_often_and_for_nothing() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 1);
+        let driver = &mut bench.drivers[0];
+        for round in 0..200_u16 {
+            for _ in 0..round % 4 {
+                driver.kick();
+            }
+            for slot in 0..5 {
+                driver.offer(slot, 0, slot.into());
+            }
+            driver.kick();
+            let mut done: Vec<_> = (0..5).map(|_| driver.done().0).collect();
+            done.sort_unstable();
+            assert_eq!(done, [0, 1, 2, 3, 4], "round {round}");
+        }
+        bench.stop();
+    }
+}
+
+#[test]
+fn what_is_available_before_the_start_is_served_without_a_kick() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 1);
+        let device = bench.disk.device(1);
+        assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
+        let driver = &mut bench.drivers[0];
+        let setup = setup(driver, &device);
+        driver.offer(0, 0, 0);
+        let served = bench.workers.serve(setup).expect("a good ring");
+        assert_eq!(driver.done(), (0, 0, 513));
+        assert_eq!(served.stop(), Stopped { next_avail: 1, broken: false });
+    }
+}
+
+#[test]
+fn the_engine_on_io_uring_needs_a_thread_that_has_one() {
+    let disk = TestDisk::new(8).with(|options| options.engine = EngineKind::Uring);
+    let workers = Workers::start_on(1, Reactor::epoll).expect("a thread");
+    let ram = Arc::new(GuestRam::flat(0x1_0000..0x2_0000));
+    let driver = Driver::new(&ram, 0x1_0000, 16);
+    let refused = workers.serve(setup(&driver, &disk.device(1)));
+    assert!(matches!(refused, Err(StartError::Host(_))));
+}
+
+/// The slowest of some requests, while something else goes on.
+fn slowest(driver: &mut Driver, requests: u8) -> Duration {
+    let time = |round| {
+        let start = Instant::now();
+        driver.check_works(1, round);
+        start.elapsed()
+    };
+    (0..requests).map(time).max().unwrap_or_default()
+}
+
+/// Runs `torment` on a driver on a thread of its own, until another ring of the same worker has done its work.
+fn torment(bench: &mut Bench, torment: impl Fn(&mut Driver) + Sync) {
+    let stop = AtomicBool::new(false);
+    let [tormentor, driver] = &mut bench.drivers[..] else { panic!("two rings") };
+    let slowest = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                torment(tormentor);
+            }
+        });
+        let slowest = slowest(driver, 100);
+        stop.store(true, Ordering::Relaxed);
+        slowest
+    });
+    // Two requests; other tests want the machine too.
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+#[test]
+fn a_storm_of_kicks_keeps_no_other_ring_from_work() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 2);
+        torment(&mut bench, |driver| driver.kick());
+        assert_eq!(bench.stop(), [0, 200]);
+    }
+}
+
+#[test]
+fn a_ring_that_always_seems_to_have_work_keeps_no_other_ring_from_it() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 2);
+        torment(&mut bench, |driver| {
+            // Something is available, and then it is not: never so much of it that the ring would be broken.
+            driver.set_avail_idx(driver.next_avail.wrapping_add(1));
+            driver.kick();
+            driver.set_avail_idx(driver.next_avail);
+        });
+        bench.stop();
+    }
+}
+
+#[test]
+fn a_ring_that_is_never_empty_keeps_no_other_ring_from_work() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 2);
+        torment(&mut bench, |driver| {
+            for slot in 0..5 {
+                driver.offer(slot, 8, 0);
+            }
+            driver.kick();
+            for _ in 0..5 {
+                driver.done();
+            }
+        });
+        bench.stop();
+    }
+}
+
+#[test]
+fn a_call_fd_that_is_full_stops_no_worker() {
+    for (kind, flags) in KINDS
+        .into_iter()
+        .flat_map(|kind| [EventfdFlags::empty(), EventfdFlags::NONBLOCK].map(|flags| (kind, flags)))
+    {
+        let mut bench = Bench::new(kind, 2);
+        let full = event_fd(flags);
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("an empty event fd");
+        bench.served[0].set_call(Some(share(&full)));
+        for round in 0..20 {
+            bench.drivers[0].check_works(1, round);
+            bench.drivers[1].check_works(2, round);
+        }
+        assert_eq!(bench.stop(), [40, 40]);
+    }
+}
+
+#[test]
+fn a_broken_ring_says_so_once_and_its_neighbour_goes_on() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 2);
+        bench.drivers[0].offer(0, 0, 1);
+        bench.drivers[0].offer_head(16);
+        bench.drivers[0].kick();
+        // What came before it is done.
+        assert_eq!(bench.drivers[0].done(), (0, 0, 513));
+        assert_eq!(take_events(&bench.drivers[0].err, PATIENCE), 1);
+        for _ in 0..100 {
+            bench.drivers[0].kick();
+        }
+        bench.drivers[1].check_works(3, 0x61);
+        assert_eq!(take_events(&bench.drivers[0].err, Duration::from_millis(20)), 0);
+        let [broken, whole]: [ServedRing; 2] = bench.served.try_into().expect("two rings");
+        assert_eq!(broken.stop(), Stopped { next_avail: 1, broken: true });
+        assert_eq!(whole.stop(), Stopped { next_avail: 2, broken: false });
+    }
+}
+
+/// A ring keeps its workers alive in [`crate::rings::Rings`]; whoever does without must not wait for ever.
+#[test]
+fn nobody_waits_for_a_worker_that_has_ended() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 2);
+        bench.drivers[0].check_works(1, 0x71);
+        drop(bench.workers);
+        let rings = bench.served;
+        rings[1].set_call(None);
+        for ring in rings {
+            assert_eq!(ring.stop(), Stopped::default());
+        }
+    }
+}
+
+#[test]
+fn stopping_a_ring_waits_for_what_is_in_flight() {
+    for kind in KINDS {
+        for round in 0..50 {
+            let mut bench = Bench::new(kind, 1);
+            let driver = &mut bench.drivers[0];
+            for slot in 0..5 {
+                driver.offer(slot, 0, u64::from(slot));
+            }
+            driver.kick();
+            if round % 2 == 0 {
+                std::thread::yield_now();
+            }
+            let taken = bench.served.pop().expect("a ring").stop().next_avail;
+            assert_eq!(driver.used_idx(), taken, "all that was taken is done, and nothing comes later");
+        }
+    }
+}
