@@ -4,66 +4,40 @@
 //! front-end: it is not ours to change, and the front-end may change it, or fill the counter, between any check of ours
 //! and the write. A worker that waits for one front-end would serve nobody.
 //!
-//! The kernel itself signals an event fd without waiting, however full, when something completes on an io_uring that the
-//! fd is registered with (io_uring_register(2), `IORING_REGISTER_EVENTFD`). So each fd gets a ring of one entry, and to
-//! signal it is to submit an operation that does nothing: one system call, as a write is.
-#![expect(unsafe_code, reason = "puts an entry that points to no memory into a kernel ring")]
+//! The kernel itself can signal an event fd without waiting: a [`SignalRing`] makes it do so.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use io_uring::{IoUring, opcode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sluice_blk::engine::signal::SignalRing;
 
 /// An event fd of a front-end's.
+#[derive(Debug)]
 pub struct Call {
     /// None on hosts without io_uring.
-    ring: Option<IoUring>,
+    ring: Option<SignalRing>,
     file: Arc<File>,
-}
-
-impl std::fmt::Debug for Call {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Call").field("file", &self.file).finish_non_exhaustive()
-    }
 }
 
 impl Call {
     /// Calls by `file`.
     #[must_use]
     pub fn new(file: Arc<File>) -> Self {
-        let ring = ring(&file).inspect_err(|error| log::debug!("no ring for an event fd: {error}"));
+        let ring = SignalRing::new(file.as_fd()).inspect_err(|error| log::debug!("no ring for an event fd: {error}"));
         Self { ring: ring.ok(), file }
     }
 
     /// Signals the event fd. A front-end may hand over an fd that cannot be signalled, or that nobody reads: no matter
     /// of ours.
     pub fn signal(&mut self) {
-        let signalled = self.ring.as_mut().is_some_and(|ring| complete_something(ring).is_ok());
+        let signalled = self.ring.as_mut().is_some_and(|ring| ring.signal().is_ok());
         if !signalled {
             write_if_there_is_room(&self.file);
         }
     }
-}
-
-/// A ring on which each completion signals `file`.
-fn ring(file: &File) -> io::Result<IoUring> {
-    let ring = IoUring::builder().setup_cqsize(2).build(1)?;
-    ring.submitter().register_eventfd(file.as_raw_fd())?;
-    Ok(ring)
-}
-
-fn complete_something(ring: &mut IoUring) -> io::Result<()> {
-    let nothing = opcode::Nop::new().build();
-    // SAFETY: an operation that does nothing points to no memory.
-    let pushed = unsafe { ring.submission().push(&nothing) };
-    // There is no room if the kernel did not take the last one: then it takes that one now.
-    drop(pushed);
-    ring.submit()?;
-    ring.completion().for_each(drop);
-    Ok(())
 }
 
 /// The best that there is without io_uring: a front-end that fills its event fd in just this moment stops its worker.

@@ -8,6 +8,7 @@
 //! - After a sync has failed, all fail, those of the disk's other queues too.
 
 pub mod ring;
+pub mod signal;
 pub mod sync;
 pub mod uring;
 
