@@ -95,6 +95,9 @@ impl Reference {
         memory: &GuestMemoryLoadGuard<GuestMemoryMmap>,
     ) -> Result<bool, virtio_queue::Error> {
         let mut state = vring.get_mut();
+        if !state.is_enabled() {
+            return Ok(false);
+        }
         // A ring that was stopped in the meantime is an error here and no work.
         let Some(chain) = state.get_queue_mut().iter(memory.clone()).ok().and_then(|mut heads| heads.next())
         else {
