@@ -26,7 +26,8 @@ impl Call {
     /// Calls by `file`.
     #[must_use]
     pub fn new(file: Arc<File>) -> Self {
-        let ring = SignalRing::new(file.as_fd()).inspect_err(|error| log::debug!("no ring for an event fd: {error}"));
+        let ring = SignalRing::new(file.as_fd())
+            .inspect_err(|error| log::debug!("no ring for an event fd: {error}"));
         Self { ring: ring.ok(), file }
     }
 
