@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
 use virtio_bindings::{virtio_blk as blk, virtio_config, virtio_ring};
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
@@ -83,7 +83,9 @@ impl Reference {
                 // A driver that polls gives no fd, or one that nobody reads: both are fine.
                 let _ = vring.signal_used_queue();
             }
-            if !vring.enable_notification()? {
+            let more = vring.enable_notification()?;
+            let state = vring.get_ref();
+            if !more || !state.is_enabled() || !state.get_queue().ready() {
                 return Ok(());
             }
         }
@@ -106,7 +108,7 @@ impl Reference {
         let head = chain.head_index();
         let Some(buffers) = Buffers::of(chain) else {
             // There is no byte to report a status in, so there is no way to answer: the ring stops.
-            virtio_queue::QueueT::set_ready(state.get_queue_mut(), false);
+            state.get_queue_mut().set_ready(false);
             return Ok(false);
         };
         let used = self.backing.execute(&buffers, memory);
