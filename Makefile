@@ -3,13 +3,14 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO_TARGET_DIR ?= target
 
-.PHONY: help build demo test lint doc install
+.PHONY: help build demo test lint bench doc install
 
 help:
 	@echo 'make build    build sluice (target/release/sluice)'
 	@echo 'make demo     install what is missing, build, boot a Linux guest on a disk, run fio in it: a table at the end'
 	@echo 'make test     every check of the project, unattended'
 	@echo 'make lint     format and lints only'
+	@echo 'make bench    measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
 	@echo 'make doc      the documentation of the crates, in target/doc'
 	@echo 'make install  install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
 
@@ -24,6 +25,9 @@ test:
 
 lint:
 	scripts/test.sh lint
+
+bench:
+	scripts/bench.sh $(BENCH)
 
 doc:
 	cargo doc --locked --workspace --no-deps

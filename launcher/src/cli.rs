@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::disk_args::DiskSpec;
 use crate::run::RunArgs;
 
@@ -97,6 +98,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Serve(ServeArgs),
     Run(Box<RunArgs>),
+    Bench(Box<BenchArgs>),
 }
 
 /// Serve several disks in one process

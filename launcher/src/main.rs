@@ -3,7 +3,7 @@
 //! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
 //! [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
 //! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
-//! machine. [`capabilities`] is for management tools, [`logging`] for everybody.
+//! machine, [`bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
 
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 
+mod bench;
 mod capabilities;
 mod cli;
 mod config;
@@ -54,6 +55,10 @@ fn start(cli: Cli) -> Result<u8> {
             // The terminal is the guest's: only what is wrong is said there.
             logging::start("warn");
             run::run(&run)
+        }
+        Some(Command::Bench(bench)) => {
+            logging::start("warn");
+            bench::run(&bench)
         }
         Some(Command::Serve(serve)) => {
             logging::start("info");

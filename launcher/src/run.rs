@@ -25,6 +25,7 @@ mod verdict;
 mod vm;
 
 pub(crate) use args::RunArgs;
+pub(crate) use command_line::quote;
 
 use accel::Accel;
 use args::{MachineKind, Vmm};
@@ -211,7 +212,8 @@ impl RunArgs {
     }
 }
 
-fn find_program(name: &str) -> Option<PathBuf> {
+/// Finds a program as a shell does.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }

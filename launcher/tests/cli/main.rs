@@ -4,6 +4,7 @@
 
 mod fixture;
 
+mod bench;
 mod capabilities;
 mod inherited;
 mod run;

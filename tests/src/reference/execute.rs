@@ -1,7 +1,9 @@
 //! What the reference device does for a request: the rules of virtio 1.3, 5.2.6, on a plain file.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::EXTENTS_MAX;
 use super::chain::Buffers;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskSpec};
 
 const SECTOR: u64 = 512;
 const HEADER: usize = 16;
@@ -37,21 +39,27 @@ pub struct Backing {
 impl Backing {
     /// Opens the file of a disk.
     pub fn open(disk: &Disk) -> Self {
-        let writable = !disk.spec.read_only;
-        let file =
-            File::options().read(true).write(writable).open(disk.path()).expect("a disk file can be opened");
+        Self::open_at(&disk.path(), &disk.spec).expect("a disk file can be opened")
+    }
+
+    /// Opens any file as the disk that is described.
+    ///
+    /// # Errors
+    /// When it cannot be opened for what it is to be.
+    pub fn open_at(path: &Path, spec: &DiskSpec) -> io::Result<Self> {
+        let file = File::options().read(true).write(!spec.read_only).open(path)?;
         let mut serial = [0; ID];
-        let text = disk.spec.serial.as_deref().unwrap_or("reference").as_bytes();
+        let text = spec.serial.as_deref().unwrap_or("reference").as_bytes();
         let len = text.len().min(ID);
         serial[..len].copy_from_slice(&text[..len]);
-        Backing {
+        Ok(Backing {
             file: Arc::new(file),
-            sectors: disk.spec.bytes as u64 / SECTOR,
-            read_only: disk.spec.read_only,
-            block: disk.spec.logical_block.unwrap_or(512).into(),
+            sectors: spec.bytes as u64 / SECTOR,
+            read_only: spec.read_only,
+            block: spec.logical_block.unwrap_or(512).into(),
             serial,
             writeback: Arc::new(AtomicBool::new(true)),
-        }
+        })
     }
 
     /// The size of the disk.
