@@ -83,6 +83,8 @@ pub struct ChainParser {
     has_readable: bool,
     /// A readable buffer came after a writable one.
     disorder: bool,
+    /// Descriptors that were read in all.
+    walked: u64,
 }
 
 /// The most descriptors in an indirect table: the segments that are advertised, header and status.
@@ -94,7 +96,7 @@ impl ChainParser {
     pub fn new(size: u16) -> Self {
         let most = usize::from(size) + INDIRECT_MAX as usize;
         let (readable, writable) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        Self { readable, writable, has_readable: false, disorder: false }
+        Self { readable, writable, has_readable: false, disorder: false, walked: 0 }
     }
 
     /// Reads the chain at `head` and builds the bios it asks for, out of `queue`'s.
@@ -117,6 +119,12 @@ impl ChainParser {
             Err(status) => Action::Answer(status),
         };
         Ok(ParsedChain { status, action })
+    }
+
+    /// How many descriptors were read in all: what the chains so far have cost.
+    #[must_use]
+    pub fn walked(&self) -> u64 {
+        self.walked
     }
 
     /// Walks the chain and sorts its buffers. Empty ones are left out.
@@ -182,6 +190,7 @@ impl ChainParser {
     fn sort(&mut self, descriptor: Descriptor) {
         let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len() as usize };
         self.has_readable |= !descriptor.is_write_only();
+        self.walked += 1;
         if buffer.len == 0 {
             return;
         }

@@ -1,0 +1,111 @@
+//! One service, turn by turn.
+
+use std::time::Duration;
+
+use super::*;
+use crate::doubles::disk::TestDisk;
+use crate::doubles::driver::{Driver, take_events};
+use crate::doubles::guest_ram::GuestRam;
+
+const RAM: std::ops::Range<u64> = 0x1_0000..0x8_0000;
+const TABLE: u64 = 0x4_0000;
+
+fn start(size: u16) -> (Service, Driver, TestDisk) {
+    let disk = TestDisk::new(64);
+    let ram = Arc::new(GuestRam::new(&[RAM]));
+    let driver = Driver::new(&ram, RAM.start, size);
+    let [desc, avail, used] = driver.parts();
+    let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
+    let setup = ServiceSetup {
+        name: "test".to_owned(),
+        ring: RingSetup { size, desc, avail, used, next_avail: 0, event_idx: false, indirect: true },
+        memory: Arc::clone(ram.memory()),
+        device: disk.device(1),
+        kick: share(&driver.kick),
+        call: Some(share(&driver.call)),
+        err: Some(share(&driver.err)),
+    };
+    (Service::start(setup, None).expect("a good ring"), driver, disk)
+}
+
+fn calls(driver: &Driver) -> u64 {
+    take_events(&driver.call, Duration::ZERO)
+}
+
+/// Offers a chain of as many descriptors as there may be: an indirect table at `TABLE` that is no request.
+fn offer_longest(driver: &mut Driver, head: u16) {
+    let table =
+        [&TABLE.to_le_bytes()[..], &(16 * 1026_u32).to_le_bytes(), &4_u16.to_le_bytes(), &[0; 2]].concat();
+    driver.ram.write(driver.at + 16 * u64::from(head), &table);
+    driver.offer_head(head);
+}
+
+fn write_longest(driver: &Driver) {
+    let desc = |n: u16| {
+        let flags: u16 = if n < 1025 { 1 } else { 2 };
+        [&TABLE.to_le_bytes()[..], &1_u32.to_le_bytes(), &flags.to_le_bytes(), &(n + 1).to_le_bytes()]
+            .concat()
+    };
+    let descs: Vec<u8> = (0..1026).flat_map(desc).collect();
+    // What it says at its start is a type of request that nobody knows.
+    driver.ram.write(TABLE, &descs);
+}
+
+#[test]
+fn a_batch_is_one_call_and_an_idle_ring_is_at_rest() {
+    let (mut service, mut driver, _disk) = start(64);
+    assert!(!service.turn(false), "nothing to do");
+    assert!(service.is_idle());
+    for slot in 0..10 {
+        driver.offer(slot, 0, slot.into());
+    }
+    assert!(!service.turn(false), "nobody has kicked");
+    assert_eq!((driver.used_idx(), calls(&driver)), (0, 0));
+    service.kicked();
+    assert!(!service.turn(false));
+    assert_eq!((driver.used_idx(), calls(&driver)), (10, 1));
+    assert!(service.is_idle());
+    assert_eq!(service.next_avail(), 10);
+}
+
+#[test]
+fn a_turn_is_bounded_by_the_descriptors_that_it_takes() {
+    let (mut service, mut driver, _disk) = start(64);
+    write_longest(&driver);
+    for head in 0..10 {
+        offer_longest(&mut driver, head);
+    }
+    for done in [2, 4, 6, 8, 10] {
+        assert!(service.turn(false), "there is more to do");
+        assert_eq!((driver.used_idx(), calls(&driver)), (done, 1));
+    }
+    assert!(!service.turn(false), "until there is not");
+    assert_eq!(driver.ram.read(TABLE, 1), [2], "UNSUPP");
+}
+
+#[test]
+fn a_ring_that_stops_takes_nothing_more_and_ends_what_it_has() {
+    let (mut service, mut driver, _disk) = start(64);
+    for slot in 0..3 {
+        driver.offer(slot, 0, slot.into());
+    }
+    assert!(!service.turn(true));
+    assert_eq!((driver.used_idx(), service.next_avail()), (0, 0));
+    assert!(service.is_idle());
+    assert!(!service.turn(false));
+    assert_eq!((driver.used_idx(), service.next_avail()), (3, 3));
+}
+
+#[test]
+fn a_broken_ring_ends_what_it_has_and_takes_nothing_more() {
+    let (mut service, mut driver, _disk) = start(64);
+    driver.offer(0, 0, 1);
+    driver.offer_head(64);
+    driver.offer(1, 0, 1);
+    assert!(!service.turn(false));
+    assert!(service.is_broken() && service.is_idle());
+    assert_eq!((driver.used_idx(), service.next_avail(), calls(&driver)), (1, 1, 1));
+    service.kicked();
+    assert!(!service.turn(false));
+    assert_eq!((driver.used_idx(), take_events(&driver.err, Duration::ZERO)), (1, 1));
+}
