@@ -7,7 +7,9 @@
 //! What the stock daemon cannot do, this device cannot do inside of it: no second connection to the same daemon, no
 //! inflight tracking, at most 64 queues, memory tables sorted by address only, a ring size that is no power of two is
 //! not refused but leaves the ring unstarted, and what a front-end gets wrong about a ring is logged instead of
-//! answered, since the crate's ring methods return nothing.
+//! answered, since the crate's ring methods return nothing. The crate does not tell when the front-end has left: rings
+//! run until the daemon is dropped, so drop it when `serve` or `wait` returns. And it maps regions without a look at how
+//! long their files are.
 
 use std::cell::RefCell;
 use std::fs::File;

@@ -10,10 +10,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag};
+use vhost::vhost_user::message::{FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::inbox::{Header, Look, look, refuse};
+use crate::inbox::{Header, Look, answer_no_config, look, peek_numbers, refuse};
 use crate::ratelimit::Ratelimit;
 use crate::session::Session;
 
@@ -119,6 +119,9 @@ impl<'a> Connection<'a> {
             self.refused(format_args!("{header:?} is not served"));
             return Ok(refuse(&self.stream, header)?);
         }
+        if let Some((offset, flags)) = self.config_that_cannot_be(header)? {
+            return Ok(answer_no_config(&self.stream, header, offset, flags)?);
+        }
         match self.handler.handle_request() {
             Ok(()) => Ok(()),
             Err(Error::ReqHandlerError(error)) if self.is_acknowledged(header) => {
@@ -128,6 +131,17 @@ impl<'a> Connection<'a> {
             Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => Err(End::Left),
             Err(error) => Err(End::Message(error)),
         }
+    }
+
+    /// Offset and flags of a GET_CONFIG whose range is in no config space at all. The crate ends the connection on those,
+    /// where the specification has an answer.
+    fn config_that_cannot_be(&self, header: Header) -> io::Result<Option<(u32, u32)>> {
+        if header.request() != Some(FrontendReq::GET_CONFIG) || !self.session().has_config() {
+            return Ok(None);
+        }
+        let Some([offset, size, flags]) = peek_numbers(&self.stream)? else { return Ok(None) };
+        let can_be = size > 0 && offset.checked_add(size).is_some_and(|end| end <= VHOST_USER_CONFIG_SIZE);
+        Ok((!can_be).then_some((offset, flags)))
     }
 
     fn refused(&self, what: fmt::Arguments<'_>) {

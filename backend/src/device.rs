@@ -140,3 +140,6 @@ fn id_of(serial: &str) -> Option<[u8; ID_BYTES]> {
     id[..serial.len()].copy_from_slice(serial.as_bytes());
     Some(id)
 }
+
+#[cfg(test)]
+mod tests;

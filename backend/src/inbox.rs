@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
 /// The header of a message (vhost-user.rst, "Header").
@@ -121,12 +121,43 @@ fn is(stream: &UnixStream, flags: PollFlags) -> io::Result<bool> {
 }
 
 /// Takes a message that nobody knows, with its fds, and says no to it.
-pub(crate) fn refuse(mut stream: &UnixStream, header: Header) -> io::Result<()> {
+pub(crate) fn refuse(stream: &UnixStream, header: Header) -> io::Result<()> {
+    take(stream, header)?;
+    answer(stream, header, &1_u64.to_ne_bytes())
+}
+
+/// The numbers at the start of the message's payload, which is not taken.
+pub(crate) fn peek_numbers<const N: usize>(stream: &UnixStream) -> io::Result<Option<[u32; N]>> {
+    let mut bytes = [0; Header::BYTES + MAX_MSG_SIZE];
+    let wanted = Header::BYTES + 4 * N;
+    let (_, count) = recv(stream, &mut bytes[..wanted], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    let number = |n: usize| {
+        let at = Header::BYTES + 4 * n;
+        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    Ok((count == wanted).then(|| std::array::from_fn(number)))
+}
+
+/// Takes a GET_CONFIG and says that there is nothing: a payload of length zero.
+pub(crate) fn answer_no_config(
+    stream: &UnixStream,
+    header: Header,
+    offset: u32,
+    flags: u32,
+) -> io::Result<()> {
+    take(stream, header)?;
+    answer(stream, header, &[offset, 0, flags].map(u32::to_ne_bytes).concat())
+}
+
+fn take(mut stream: &UnixStream, header: Header) -> io::Result<()> {
     let mut message = [0; Header::BYTES + MAX_MSG_SIZE];
     let len = usize::try_from(header.bytes()).map_err(io::Error::other)?;
-    stream.read_exact(&mut message[..len])?;
+    stream.read_exact(&mut message[..len])
+}
+
+fn answer(mut stream: &UnixStream, header: Header, body: &[u8]) -> io::Result<()> {
     let flags = VhostUserHeaderFlag::REPLY.bits() | 1;
-    let mut answer = [header.code, flags, 8].map(u32::to_ne_bytes).concat();
-    answer.extend_from_slice(&1_u64.to_ne_bytes());
-    stream.write_all(&answer)
+    let size = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let header = [header.code, flags, size].map(u32::to_ne_bytes).concat();
+    stream.write_all(&[&header, body].concat())
 }

@@ -49,13 +49,13 @@ impl Server {
         let (stop, ended) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
         let (name, log) = (name.to_owned(), Ratelimit::default());
         let serving = Serving { name, device, workers, stop: Arc::clone(&stop), log };
-        let end = Arc::clone(&ended);
+        let end = Ended(Arc::clone(&ended));
         // Linux cuts names of threads at 15 bytes.
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             if let Err(error) = serving.run(&socket) {
                 log::error!("{}: cannot be served any more: {error}", serving.name);
             }
-            end.notify();
+            drop(end);
         })?;
         Ok(Self { stop, ended, thread: Some(thread) })
     }
@@ -78,6 +78,15 @@ impl Drop for Server {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Tells that the server has ended, also when it has by a panic.
+struct Ended(Arc<Event>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.notify();
     }
 }
 

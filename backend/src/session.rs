@@ -87,8 +87,8 @@ pub struct Session {
     protocol_features: bool,
     /// The front-end has asked what is offered: the crate acknowledges nothing before.
     has_offered: bool,
-    /// The front-end has chosen REPLY_ACK.
-    reply_ack: bool,
+    /// The protocol features that the front-end has chosen.
+    protocol: VhostUserProtocolFeatures,
 }
 
 impl Session {
@@ -99,13 +99,20 @@ impl Session {
     #[must_use]
     pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
         let rings = Rings::new(name, Arc::clone(&device), workers);
-        Self { device, rings, protocol_features: false, has_offered: false, reply_ack: false }
+        let protocol = VhostUserProtocolFeatures::empty();
+        Self { device, rings, protocol_features: false, has_offered: false, protocol }
     }
 
     /// Whether a message that asks for an acknowledgement gets one.
     #[must_use]
     pub fn acknowledges(&self) -> bool {
-        self.has_offered && self.reply_ack
+        self.has_offered && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Whether the front-end may ask for the config space.
+    #[must_use]
+    pub fn has_config(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
 
     fn set_regions(&mut self, regions: Vec<Region>) -> std::result::Result<(), SessionError> {
@@ -239,7 +246,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         // Also when others of them are refused: the crate takes them all.
-        self.reply_ack = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
         let unknown = features & !Device::PROTOCOL_FEATURES.bits();
         if unknown != 0 {
             return Err(SessionError::Features { what: "protocol features", bits: unknown }.into());
@@ -322,3 +329,6 @@ impl VhostUserBackendReqHandlerMut for Session {
         not_offered("SET_LOG_BASE")
     }
 }
+
+#[cfg(test)]
+mod tests;

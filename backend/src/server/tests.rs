@@ -287,9 +287,21 @@ fn the_config_space_is_not_read_past_its_end() {
     assert_eq!(read(0, 8), 1024_u64.to_ne_bytes());
     assert_eq!(read(0x100, 8), 1024_u64.to_ne_bytes());
     assert_eq!(read(254, 2).len(), 2);
-    for (offset, size) in [(255, 2), (0xf0, 0x20), (0x1ff, 2), (0x200, 1), (0xfff, 1)] {
+    for (offset, size) in [
+        (255, 2),
+        (0xf0, 0x20),
+        (0x1ff, 2),
+        (0x200, 1),
+        (0xfff, 1),
+        (0, 0),
+        (0, 4000),
+        (4000, 97),
+        (u32::MAX, 1),
+        (u32::MAX - 3, 8),
+    ] {
         assert!(read(offset, size).is_empty(), "{size} at {offset}");
     }
+    assert_eq!(read(20, 4), 512_u32.to_ne_bytes());
 }
 
 #[test]

@@ -1,0 +1,57 @@
+//! Devices that can be, and those that cannot.
+
+use super::*;
+use crate::doubles::disk::TestDisk;
+
+fn options() -> DeviceOptions {
+    DeviceOptions { num_queues: 1, queue_size: 128, serial: None }
+}
+
+fn made(options: &DeviceOptions) -> Result<Device, DeviceError> {
+    Device::new(TestDisk::new(64).open(), options)
+}
+
+#[test]
+fn a_device_has_one_to_256_queues() {
+    for num_queues in [1, 2, 255, 256] {
+        assert_eq!(
+            made(&DeviceOptions { num_queues, ..options() }).expect("possible").num_queues(),
+            num_queues
+        );
+    }
+    for num_queues in [0, 257, u16::MAX] {
+        let error = made(&DeviceOptions { num_queues, ..options() }).expect_err("impossible");
+        assert_eq!(error, DeviceError::NumQueues { num_queues });
+    }
+}
+
+#[test]
+fn a_queue_size_is_a_power_of_two_up_to_1024() {
+    for queue_size in 0..=2050 {
+        let is_possible = matches!(queue_size, 2 | 4 | 8 | 16 | 32 | 64 | 128 | 256 | 512 | 1024);
+        let device = made(&DeviceOptions { queue_size, ..options() });
+        assert_eq!(device.err(), (!is_possible).then_some(DeviceError::QueueSize { queue_size }));
+    }
+}
+
+#[test]
+fn a_serial_is_padded_with_zeroes_to_20_bytes_and_the_disks_own_by_default() {
+    let id = |serial: &str| {
+        made(&DeviceOptions { serial: Some(serial.to_owned()), ..options() }).map(|made| *made.id())
+    };
+    assert_eq!(id("a 1"), Ok(*b"a 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    assert_eq!(id("12345678901234567890"), Ok(*b"12345678901234567890"));
+    for serial in ["", "123456789012345678901", "tab\t", "n\u{f6}", "line\n", "zero\0"] {
+        assert_eq!(id(serial), Err(DeviceError::Serial { serial: serial.to_owned() }));
+    }
+    let disk = TestDisk::new(64);
+    let device = Device::new(disk.open(), &options()).expect("possible");
+    let text = device.id().iter().copied().take_while(|byte| *byte != 0).collect::<Vec<_>>();
+    assert_eq!(text, disk.open().serial().as_bytes());
+}
+
+#[test]
+fn what_is_offered_is_the_disks_and_the_transports() {
+    let device = made(&options()).expect("possible");
+    assert_eq!(device.features(), device.config().features() | 1 << 30);
+}
