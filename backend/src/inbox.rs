@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg};
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
@@ -116,7 +117,7 @@ fn ready(stream: &UnixStream, header: Header) -> io::Result<Look> {
 
 fn is(stream: &UnixStream, flags: PollFlags) -> io::Result<bool> {
     let mut polled = [PollFd::new(stream, flags)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     Ok(polled[0].revents().intersects(flags))
 }
 

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 
 use crate::connection::{Connection, End, chain};
 use crate::device::Device;
@@ -175,13 +175,7 @@ impl Serving {
         ];
         let (fds, todo): (Vec<_>, Vec<_>) = sources.into_iter().flatten().unzip();
         let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        loop {
-            match poll(&mut polled, is_in_part.then_some(&Self::PAUSE)) {
-                Ok(_) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        retry_on_intr(|| poll(&mut polled, is_in_part.then_some(&Self::PAUSE)))?;
         let ready = todo.into_iter().zip(polled).find(|(_, fd)| !fd.revents().is_empty());
         Ok(ready.map_or(Todo::Handle, |(todo, _)| todo))
     }
@@ -203,8 +197,8 @@ impl Serving {
             Err(error) => {
                 self.log(Level::Error, format_args!("cannot accept a front-end: {error}"));
                 // It stays in the queue, and the listener readable.
-                poll(&mut [PollFd::new(&*self.stop, PollFlags::IN)], Some(&Self::PAUSE))
-                    .or_else(interrupted)?;
+                let mut stop = [PollFd::new(&*self.stop, PollFlags::IN)];
+                retry_on_intr(|| poll(&mut stop, Some(&Self::PAUSE)))?;
             }
         }
         Ok(None)
@@ -213,10 +207,6 @@ impl Serving {
     fn log(&self, level: Level, what: Arguments<'_>) {
         self.log.log(level, format_args!("{}: {what}", self.name));
     }
-}
-
-fn interrupted(error: Errno) -> Result<usize, Errno> {
-    if error == Errno::INTR { Ok(0) } else { Err(error) }
 }
 
 #[cfg(test)]
