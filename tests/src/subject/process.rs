@@ -114,7 +114,7 @@ impl Process {
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
         let mut process = Process { child, log, ended: None, judged: true };
         let deadline = Instant::now() + PATIENCE;
-        while !socket.exists() {
+        while !listens(socket) {
             if let Some(fault) = process.fault() {
                 panic!("{command:?}: {fault}");
             }
@@ -158,6 +158,14 @@ impl Process {
         let killed = self.child.kill().and_then(|()| self.child.wait());
         Err(format!("it did not end on SIGTERM, killed: {killed:?}"))
     }
+}
+
+/// Whether somebody listens on a socket: it has its name a moment before that, and not every client tries again.
+fn listens(socket: &Path) -> bool {
+    // Num RefCount Protocol Flags Type St Inode Path, where the flag is __SO_ACCEPTCON (unix(7), linux/net.h).
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("there is a list of sockets");
+    let path = socket.to_str().expect("a temporary directory has a plain name");
+    sockets.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 impl Backend for Process {
