@@ -13,7 +13,8 @@ use crate::frontend::Session;
 use crate::lane::Lane;
 use crate::memory::{GuestMemory, Region};
 use crate::model::Answer;
-use crate::request::{Request, SECTOR, Shape, Written};
+use crate::request::{Request, SECTOR};
+use crate::shape::{Shape, Written};
 use crate::subject::{Served, Subject};
 
 /// VIRTIO_F_VERSION_1 as a bit.

@@ -12,7 +12,8 @@ use crate::driver::{Chain, Desc};
 use crate::guest::Guest;
 use crate::memory::HOLE;
 use crate::model::{IOERR, OK, UNSUPP};
-use crate::request::{NO_STATUS, Request};
+use crate::request::Request;
+use crate::shape::NO_STATUS;
 use crate::subject::Subject;
 
 /// What may become of a chain.
@@ -156,6 +157,6 @@ impl Bench {
             self.guest.renew_ring();
         }
         let sector = self.guest.sectors() / 2;
-        self.guest.check(&Request::read(sector, 4096), &crate::request::Shape::default());
+        self.guest.check(&Request::read(sector, 4096), &crate::shape::Shape::default());
     }
 }

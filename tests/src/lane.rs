@@ -12,7 +12,8 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use crate::driver::{Ring, Used};
 use crate::memory::GuestMemory;
 use crate::model::{Answer, Model, OK};
-use crate::request::{NO_STATUS, Placed, Request, Shape, Written};
+use crate::request::Request;
+use crate::shape::{NO_STATUS, Placed, Shape, Written};
 use crate::subject::{Ability, Subject};
 
 /// A ring, the requests in flight on it, and the model of the disk.

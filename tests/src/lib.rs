@@ -1,7 +1,7 @@
 //! The test harness: everything that the suites in `tests/tests` share.
 //!
 //! A suite boots a [`guest::Guest`] on a [`subject::Subject`] (a device that is tested), sends it [`request`]s in any
-//! shape over a [`driver`]-side ring, and compares the answers with the [`model`], which is nothing but a vector of
+//! [`shape`] over a [`driver`]-side ring, and compares the answers with the [`model`], which is nothing but a vector of
 //! bytes. The [`reference`] device is a subject too: written the usual way with other people's crates, it is the
 //! second opinion on what a device must do, and the baseline for how fast.
 
@@ -19,6 +19,7 @@ pub mod page_cache;
 pub mod reference;
 pub mod request;
 pub mod rng;
+pub mod shape;
 pub mod signal;
 pub mod subject;
 pub mod vm;

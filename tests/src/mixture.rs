@@ -4,8 +4,9 @@
 //! model can do each request when it is sent.
 
 use crate::lane::Lane;
-use crate::request::{Extent, HEADER, Place, Request, SECTOR, Shape, Table};
+use crate::request::{Extent, HEADER, Request, SECTOR};
 use crate::rng::Rng;
+use crate::shape::{Place, Shape, Table};
 use crate::subject::{Ability, Subject};
 
 /// Which requests are made, and where on the disk.

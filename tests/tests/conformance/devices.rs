@@ -6,8 +6,9 @@ use sluice_tests::disk::{Disk, DiskSpec};
 use sluice_tests::guest::Guest;
 use sluice_tests::loop_device::LoopDevice;
 use sluice_tests::mixture::Mixture;
-use sluice_tests::request::{Extent, Request, SECTOR, Shape};
+use sluice_tests::request::{Extent, Request, SECTOR};
 use sluice_tests::rng::Rng;
+use sluice_tests::shape::Shape;
 use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {

@@ -246,7 +246,7 @@ fn a_broken_ring_does_not_touch_its_neighbour(subject: Subject) {
         ring.kick();
         let neighbour = &mut guest.lanes[1];
         for i in 0..20 {
-            neighbour.check(&Request::read(1000 + 8 * i, 4096), &sluice_tests::request::Shape::default());
+            neighbour.check(&Request::read(1000 + 8 * i, 4096), &sluice_tests::shape::Shape::default());
         }
         let broken = guest.ring().err.wait(Duration::from_secs(5));
         assert_eq!(broken, 1, "{subject}: round {round}: signals of a broken ring");

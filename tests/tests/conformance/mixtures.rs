@@ -4,8 +4,9 @@ use sluice_tests::disk::DiskSpec;
 use sluice_tests::guest::{Drive, EVENT_IDX, Guest};
 use sluice_tests::lane::Lane;
 use sluice_tests::mixture::Mixture;
-use sluice_tests::request::{Request, SECTOR, Shape};
+use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::rng::Rng;
+use sluice_tests::shape::Shape;
 use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {

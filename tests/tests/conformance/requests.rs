@@ -3,8 +3,9 @@
 use sluice_tests::disk::DiskSpec;
 use sluice_tests::guest::Guest;
 use sluice_tests::model::{Answer, OK, UNSUPP};
-use sluice_tests::request::{Extent, Request, SECTOR, Shape};
+use sluice_tests::request::{Extent, Request, SECTOR};
 use sluice_tests::rng::Rng;
+use sluice_tests::shape::Shape;
 use sluice_tests::subject::{Ability, Subject};
 use virtio_bindings::virtio_blk as blk;
 

@@ -6,8 +6,9 @@ use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::memory::SEAM;
 use sluice_tests::mixture;
 use sluice_tests::model::OK;
-use sluice_tests::request::{Place, Request, SECTOR, Shape, Table};
+use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::rng::Rng;
+use sluice_tests::shape::{Place, Shape, Table};
 use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {
