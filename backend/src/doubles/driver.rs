@@ -79,6 +79,17 @@ impl Driver {
         notify(&self.kick);
     }
 
+    /// Whether the device wants a kick for the head that was made available last (virtio 1.3, 2.7.10).
+    pub(crate) fn wants_kick(&self, event_idx: bool) -> bool {
+        let used = self.at + Self::USED;
+        if event_idx {
+            let event = self.ram.read_u16(used + 4 + 8 * u64::from(self.size));
+            event == self.next_avail.wrapping_sub(1)
+        } else {
+            self.ram.read_u16(used) & 1 == 0
+        }
+    }
+
     /// Where the data of a request is.
     pub(crate) fn data(&self, slot: u16) -> u64 {
         self.at + Self::DATA + 512 * u64::from(slot)

@@ -1,10 +1,12 @@
 //! Workers: several rings on one thread, on what every host has, and guests that want all of it.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use sluice_blk::disk::EngineKind;
+use sluice_blk::engine::signal::SignalRing;
 
 use super::*;
 use crate::doubles::disk::TestDisk;
@@ -108,6 +110,54 @@ fn a_driver_may_kick_early_late_often_and_for_nothing() {
             let mut done: Vec<_> = (0..5).map(|_| driver.done().0).collect();
             done.sort_unstable();
             assert_eq!(done, [0, 1, 2, 3, 4], "round {round}");
+        }
+        bench.stop();
+    }
+}
+
+/// The driver and the device race for whether the one still kicks and the other still looks. A wake-up that gets lost
+/// shows as a request that never ends.
+#[test]
+fn a_driver_that_kicks_only_when_it_is_asked_to_is_not_forgotten() {
+    for (kind, event_idx) in KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let mut bench = Bench::new(kind, 1);
+        assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
+        let driver = &mut bench.drivers[0];
+        let mut setup = setup(driver, &bench.disk.device(1));
+        setup.ring.event_idx = event_idx;
+        let served = bench.workers.serve(setup).expect("a good ring");
+        let (mut free, mut kicks, rounds) = (vec![0, 1, 2, 3, 4], 0_u32, 4000);
+        for round in 0..rounds {
+            while free.is_empty() || driver.used_idx() != driver.next_used {
+                free.push(driver.done().0);
+            }
+            driver.offer(free.pop().expect("one is free"), 0, 0);
+            if driver.wants_kick(event_idx) {
+                driver.kick();
+                kicks += 1;
+            }
+            // At another moment each time.
+            (0..round % 64).for_each(|_| std::hint::spin_loop());
+        }
+        while free.len() < 5 {
+            free.push(driver.done().0);
+        }
+        assert!(kicks > 0);
+        assert_eq!(served.stop().next_avail, rounds);
+    }
+}
+
+/// The kernel ends a watch when what it watches is signalled by an io_uring: then it has to be watched again.
+#[test]
+fn a_front_end_may_kick_from_an_io_uring_of_its_own() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind, 1);
+        let driver = &mut bench.drivers[0];
+        let mut kicks = SignalRing::new(driver.kick.as_fd()).expect("an io_uring");
+        for round in 0..100 {
+            driver.offer(0, 0, round);
+            kicks.signal().expect("an event fd");
+            assert_eq!(driver.done(), (0, 0, 513), "round {round}");
         }
         bench.stop();
     }

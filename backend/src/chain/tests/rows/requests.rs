@@ -138,4 +138,6 @@ fn segments_are_all_checked_before_any_of_them_acts() {
     bench.put_header(13, 0);
     bench.ram.write(DATA, &segment(0, max, 0));
     bench.expect("as many sectors as may be", &[header(), desc(DATA, 16), status()], Is::Changes(1));
+    bench.ram.write(DATA, &segment(0, max + 1, 0));
+    bench.expect("one sector more", &[header(), desc(DATA, 16), status()], Is::IoErr);
 }
