@@ -3,25 +3,34 @@
 //! The limits are advertised to the guest, so that its own block layer has cut its I/O already; [`crate::split`] is
 //! the backstop for a guest that did not. Found out when the disk is opened, constant afterwards.
 
+use sluice_mem::PAGE_SIZE;
 use sluice_mem::bounce::Bounce;
-use sluice_mem::sglist::SgList;
 
 /// What a disk can take in one request, and what it prefers. All sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// The unit of addressing: every transfer is whole blocks. 512 or 4096.
+    /// The unit in which the guest addresses the disk: every chain of bios is whole blocks of this. 512 or 4096.
     pub logical_block_size: u32,
+    /// The unit in which the disk is addressed: every request is whole blocks of this. Where it is more than the logical
+    /// block, parts of blocks are read, changed and written (no Linux counterpart: there it is the logical block).
+    pub disk_block_size: u32,
     /// What the disk writes without reading first. A power of two, at least the logical block.
     pub physical_block_size: u32,
+    /// Where the first physical block begins (Linux: `alignment_offset`).
+    pub alignment_offset: u32,
     /// The preferred smallest transfer.
     pub io_min: u32,
     /// The preferred largest transfer, 0 when there is no preference.
     pub io_opt: u32,
-    /// Memory whose pieces start and end at multiples of this can be given to the disk; other memory is bounced. 1
-    /// when anything goes (Linux: `dma_alignment + 1`, and what lengths must be multiples of).
+    /// What addresses in memory must be multiples of, 1 when any will do (Linux: `dma_alignment + 1`).
     pub dma_alignment: u32,
-    /// The most pieces of memory in one request.
-    pub max_segments: usize,
+    /// What the length of each piece of memory must be a multiple of, 1 when any will do.
+    pub length_alignment: u32,
+    /// The disk needs the kernel to hold on to the memory, as direct I/O does.
+    pub needs_pinning: bool,
+    /// The memory of a write must not change until it completes, as where a checksum is made of it (Linux:
+    /// `BLK_FEAT_STABLE_WRITES`). Guests may change theirs at any time.
+    pub stable_writes: bool,
     /// The most bytes in one request.
     pub max_bytes: u32,
     /// The unit in which space is given back.
@@ -29,20 +38,29 @@ pub struct QueueLimits {
 }
 
 impl QueueLimits {
-    /// The most pieces of memory in one request: what a bio holds.
-    pub const SEGMENTS_MAX: usize = SgList::CAPACITY;
-
     /// The most bytes in one request: what a bounce buffer holds.
     pub const BYTES_MAX: u32 = 1024 * 1024;
 
-    /// Whether a request can be cut to these limits wherever its memory lies: the block and the alignment are powers
-    /// of two, and the largest request is whole ones of both and fits a bounce buffer.
+    /// Whether a request can be cut to these limits wherever its memory lies: blocks and alignments are powers of two,
+    /// and the largest request is whole ones of each and fits a bounce buffer.
     #[must_use]
     pub fn are_sound(&self) -> bool {
-        let fits = |unit: u32| unit.is_power_of_two() && self.max_bytes.is_multiple_of(unit);
-        fits(self.logical_block_size)
-            && fits(self.dma_alignment)
+        let units = [self.logical_block_size, self.disk_block_size, self.dma_alignment, self.length_alignment];
+        units.iter().all(|unit| unit.is_power_of_two() && self.max_bytes.is_multiple_of(*unit))
+            && self.disk_block_size as usize <= PAGE_SIZE
             && (1..=Self::BYTES_MAX).contains(&self.max_bytes)
+    }
+
+    /// Whether the guest may write parts of what the disk writes at once.
+    #[must_use]
+    pub fn has_partial_blocks(&self) -> bool {
+        self.disk_block_size > self.logical_block_size
+    }
+
+    /// What every request is whole ones of.
+    #[must_use]
+    pub fn unit(&self) -> u64 {
+        u64::from(self.logical_block_size.max(self.disk_block_size))
     }
 }
 
@@ -53,11 +71,15 @@ impl Default for QueueLimits {
     fn default() -> Self {
         Self {
             logical_block_size: 512,
+            disk_block_size: 512,
             physical_block_size: 512,
+            alignment_offset: 0,
             io_min: 512,
             io_opt: 0,
             dma_alignment: 1,
-            max_segments: Self::SEGMENTS_MAX,
+            length_alignment: 1,
+            needs_pinning: false,
+            stable_writes: false,
             max_bytes: Self::BYTES_MAX,
             discard_granularity: 512,
         }
