@@ -12,10 +12,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use sluice_blk::disk::Cache;
+use sluice_blk::disk::{Cache, Discard};
 use sluice_blk::engine::ring::Ring;
-use sluice_blk::queue::{Completed, QueueConfig, Refused, RequestQueue};
+use sluice_blk::overlap::Wake;
+use sluice_blk::queue::{Completed, QueueConfig, QueueMemory, Refused, RequestQueue};
 use sluice_blk::request::Status;
+use sluice_mem::gfp::Gfp;
 use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::slice::GuestSlice;
 
@@ -74,22 +76,18 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts serving. Kicks from before count: whatever is available already is served.
+    /// Starts serving, on the thread of `ring` that `wake` wakes. Kicks from before count: whatever is available already
+    /// is served.
     ///
     /// # Errors
     /// [`StartError`]; then nothing was started.
-    pub fn start(setup: ServiceSetup, ring: Option<&Ring>) -> Result<Self, StartError> {
+    pub fn start(setup: ServiceSetup, ring: Option<&Ring>, wake: Arc<dyn Wake>) -> Result<Self, StartError> {
         let pin = MemPin::new(setup.memory);
         let vring = Vring::start(&setup.ring, &pin)?;
         let depth = vring.size().max(2);
         let device = setup.device;
         let engine = device.disk().engine(RequestQueue::tags(depth), ring).map_err(StartError::Host)?;
-        let config = QueueConfig {
-            depth,
-            limits: *device.disk().limits(),
-            device_id: device.id().to_vec(),
-            ignore_flush: device.disk().cache() == Cache::Unsafe,
-        };
+        let config = queue_config(&device, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
         Ok(Self {
@@ -181,10 +179,10 @@ impl Service {
         self.statuses[usize::from(head)] = Some(parsed.status);
         let accepted = match parsed.action {
             Action::Submit(chain) => self.queue.submit(chain, cookie),
-            Action::DeviceId(chain) => self
+            Action::Passthrough(chain, command) => self
                 .queue
-                .make_request(chain)
-                .and_then(|request| self.queue.execute(request.device_id(), cookie)),
+                .make_request(chain, Gfp::NOWAIT)
+                .and_then(|request| self.queue.execute(request.with(command), cookie)),
             Action::Answer(status) => {
                 self.finish(head, status, 0);
                 Ok(())
@@ -228,6 +226,20 @@ impl Service {
         if let Some(mut err) = self.err.as_ref() {
             let _ = err.write(&1_u64.to_ne_bytes());
         }
+    }
+}
+
+fn queue_config(device: &Device, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
+    let disk = device.disk();
+    QueueConfig {
+        device_id: device.id().to_vec(),
+        lifetime: disk.lifetime(),
+        secure_erase: disk.has_secure_erase(),
+        ignore_flush: disk.cache() == Cache::Unsafe,
+        ignore_discard: disk.discard() == Discard::Ignore,
+        memory: QueueMemory::of(Arc::clone(device.budget())),
+        overlaps: Some((Arc::clone(disk.overlaps()), wake)),
+        ..QueueConfig::new(depth, device.config().limits())
     }
 }
 
