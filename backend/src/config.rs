@@ -20,8 +20,8 @@ use sluice_blk::limits::QueueLimits;
 use sluice_blk::sector::{SECTOR_SIZE, Sector};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SECURE_ERASE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SECURE_ERASE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -239,12 +239,11 @@ impl DiskConfig {
         space.put(28, (limits.io_opt / block).to_le_bytes());
         space.put(32, [u8::from(self.writeback.load(Ordering::Relaxed)), 0]);
         space.put(34, self.num_queues.to_le_bytes());
-        let granularity = u64::from(limits.discard_granularity) / SECTOR_SIZE;
-        let granularity = u32::try_from(granularity).unwrap_or(1);
+        let alignment = u32::try_from(u64::from(limits.discard_alignment) / SECTOR_SIZE).unwrap_or(1);
         if !self.read_only {
             space.put(36, Self::DISCARD_SECTORS_MAX.to_le_bytes());
             space.put(40, Self::RANGES_MAX.to_le_bytes());
-            space.put(44, granularity.to_le_bytes());
+            space.put(44, alignment.to_le_bytes());
         }
         if self.write_zeroes {
             space.put(48, Self::WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
@@ -254,7 +253,7 @@ impl DiskConfig {
         if self.secure_erase {
             space.put(60, Self::SECURE_ERASE_SECTORS_MAX.to_le_bytes());
             space.put(64, Self::RANGES_MAX.to_le_bytes());
-            space.put(68, granularity.to_le_bytes());
+            space.put(68, alignment.to_le_bytes());
         }
         space.0
     }

@@ -158,7 +158,8 @@ impl Worker {
     }
 
     fn start(&mut self, setup: ServiceSetup) -> Result<RingId, StartError> {
-        let service = Service::start(setup, self.reactor.ring(), Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>)?;
+        let service =
+            Service::start(setup, self.reactor.ring(), Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>)?;
         let token = self.next_token;
         self.reactor.watch(service.kick_fd().as_fd(), token).map_err(StartError::Host)?;
         self.next_token = (token + 1) % Self::MAILBOX;

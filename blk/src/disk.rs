@@ -147,6 +147,8 @@ pub struct DiskOptions {
     pub write_zeroes: bool,
     /// The unit in which the guest shall discard, in bytes. `None`: what the disk has.
     pub discard_granularity: Option<u32>,
+    /// Where the guest's discards shall begin: at multiples of this, in bytes. `None`: the granularity.
+    pub discard_alignment: Option<u32>,
 }
 
 impl DiskOptions {
@@ -162,6 +164,7 @@ impl DiskOptions {
             discard: Discard::default(),
             write_zeroes: true,
             discard_granularity: None,
+            discard_alignment: None,
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct QueueLimits {
     pub max_bytes: u32,
     /// The unit in which space is given back.
     pub discard_granularity: u32,
+    /// Where discards shall begin: at multiples of this (Linux: `discard_alignment`).
+    pub discard_alignment: u32,
 }
 
 impl QueueLimits {
@@ -82,6 +84,7 @@ impl Default for QueueLimits {
             stable_writes: false,
             max_bytes: Self::BYTES_MAX,
             discard_granularity: 512,
+            discard_alignment: 512,
         }
     }
 }

@@ -52,9 +52,11 @@ pub enum DiskError {
         /// What was asked for.
         asked: u32,
     },
-    /// A granularity that does not exist.
-    #[error("a discard granularity of {asked} bytes does not exist: it is a multiple of the block size, {block}")]
-    DiscardGranularity {
+    /// A granularity or alignment that does not exist.
+    #[error("a discard {what} of {asked} bytes does not exist: it is a multiple of the block size, {block}")]
+    Discards {
+        /// Which of the two.
+        what: &'static str,
         /// What was asked for.
         asked: u32,
         /// The logical block size.
@@ -110,7 +112,7 @@ pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
     let topology = topology::topology(&file, is_block).map_err(query)?;
     let logical = choose_block(options, topology, direct)?;
     let mut limits = topology::limits(topology, logical, direct);
-    limits.discard_granularity = choose_granularity(options, &limits)?;
+    choose_discards(options, &mut limits)?;
     let capacity = capacity(path, &file, &limits, direct.is_some())?;
     let canonical = path.canonicalize().map_err(query)?;
     let sysfs = if is_block { Some(topology::sysfs_device(&file).map_err(query)?) } else { None };
@@ -209,14 +211,22 @@ fn choose_block(options: &DiskOptions, topology: Topology, direct: Option<DioAli
     }
 }
 
-/// The unit in which the guest shall discard.
-fn choose_granularity(options: &DiskOptions, limits: &QueueLimits) -> Result<u32, DiskError> {
+/// The units in which the guest shall discard.
+fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -> Result<(), DiskError> {
     let block = limits.logical_block_size;
-    let Some(asked) = options.discard_granularity else { return Ok(limits.discard_granularity) };
-    if asked == 0 || !asked.is_multiple_of(block) {
-        return Err(DiskError::DiscardGranularity { asked, block });
+    let check = |what, asked: u32| match asked {
+        0 => Err(DiskError::Discards { what, asked, block }),
+        asked if !asked.is_multiple_of(block) => Err(DiskError::Discards { what, asked, block }),
+        asked => Ok(asked),
+    };
+    if let Some(asked) = options.discard_granularity {
+        limits.discard_granularity = check("granularity", asked)?;
+        limits.discard_alignment = asked;
     }
-    Ok(asked)
+    if let Some(asked) = options.discard_alignment {
+        limits.discard_alignment = check("alignment", asked)?;
+    }
+    Ok(())
 }
 
 fn capacity(path: &Path, file: &File, limits: &QueueLimits, direct: bool) -> Result<Sector, DiskError> {

@@ -103,6 +103,7 @@ pub(super) fn limits(topology: Topology, logical: u32, direct: Option<DioAlign>)
         length_alignment: direct.map_or(1, |align| align.offset),
         needs_pinning: direct.is_some(),
         discard_granularity: topology.discard_granularity.max(logical),
+        discard_alignment: topology.discard_granularity.max(logical),
         ..QueueLimits::default()
     }
 }
