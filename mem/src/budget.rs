@@ -20,7 +20,7 @@ pub struct Budget {
     limit: usize,
     used: AtomicUsize,
     parent: Option<Arc<Budget>>,
-    /// Notified when memory comes back, for those that wait.
+    /// Notified when memory comes back, for those that wait. The outermost budget's is used.
     returned: (Mutex<()>, Condvar),
 }
 
@@ -70,11 +70,15 @@ impl Budget {
     /// # Errors
     /// [`OverBudget`]; then nothing is charged.
     pub fn charge(self: &Arc<Self>, bytes: usize, gfp: Gfp<'_>) -> Result<Charge, OverBudget> {
+        self.charge_or_wait(bytes, gfp)?;
+        Ok(Charge { budget: Arc::clone(self), bytes })
+    }
+
+    fn charge_or_wait(&self, bytes: usize, gfp: Gfp<'_>) -> Result<(), OverBudget> {
         loop {
             match self.try_charge(bytes) {
-                Ok(()) => return Ok(Charge { budget: Arc::clone(self), bytes }),
-                Err(over) if !gfp.may_wait() || bytes > self.largest() => return Err(over),
-                Err(_) => self.wait(bytes),
+                Err(_) if gfp.may_wait() && bytes <= self.largest() => self.wait(bytes),
+                answer => return answer,
             }
         }
     }
@@ -85,47 +89,59 @@ impl Budget {
     }
 
     fn try_charge(&self, bytes: usize) -> Result<(), OverBudget> {
+        // Where it is plain that it cannot be, nothing is charged, not even for a moment.
+        self.check(bytes)?;
         let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|used| OverBudget {
-            name: self.name,
-            bytes,
-            used,
-            limit: self.limit,
-        })?;
+        let charged = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        charged.map_err(|used| self.over(bytes, used))?;
         let within = self.parent.as_ref().map_or(Ok(()), |parent| parent.try_charge(bytes));
         if within.is_err() {
+            // Somebody was faster, and somebody else may have been refused for what was charged here meanwhile.
             self.used.fetch_sub(bytes, Ordering::Relaxed);
+            self.notify();
         }
         within
     }
 
-    /// Sleeps until memory came back, here or in a budget around this one, that may be enough.
-    fn wait(&self, bytes: usize) {
-        let root = self.root();
-        let (lock, returned) = &root.returned;
-        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock that a return takes before it notifies: what came back since the try is seen here.
-        if self.has_room(bytes) {
-            return;
+    /// Whether there is room at this moment, here and in the budgets around this one.
+    fn check(&self, bytes: usize) -> Result<(), OverBudget> {
+        let used = self.used();
+        if used.checked_add(bytes).is_none_or(|sum| sum > self.limit) {
+            return Err(self.over(bytes, used));
         }
-        drop(returned.wait(guard));
+        self.parent.as_ref().map_or(Ok(()), |parent| parent.check(bytes))
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        let here = self.used().checked_add(bytes).is_some_and(|sum| sum <= self.limit);
-        here && self.parent.as_ref().is_none_or(|parent| parent.has_room(bytes))
+    fn over(&self, bytes: usize, used: usize) -> OverBudget {
+        OverBudget { name: self.name, bytes, used, limit: self.limit }
+    }
+
+    /// Sleeps until memory came back, here or in a budget around this one, that may be enough.
+    fn wait(&self, bytes: usize) {
+        let (lock, returned) = &self.root().returned;
+        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock that a return takes before it notifies: what came back since the try is seen here.
+        if self.check(bytes).is_err() {
+            drop(returned.wait(guard));
+        }
     }
 
     fn uncharge(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-        match &self.parent {
-            Some(parent) => parent.uncharge(bytes),
-            None => {
-                let (lock, returned) = &self.returned;
-                drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
-                returned.notify_all();
+        let mut budget = self;
+        loop {
+            budget.used.fetch_sub(bytes, Ordering::Relaxed);
+            match &budget.parent {
+                Some(parent) => budget = parent,
+                None => return budget.notify(),
             }
         }
+    }
+
+    /// Tells all that wait for some of the memory of the outermost budget that there may be more of it.
+    fn notify(&self) {
+        let (lock, returned) = &self.root().returned;
+        drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+        returned.notify_all();
     }
 
     fn root(&self) -> &Self {
@@ -146,8 +162,8 @@ impl Charge {
     /// # Errors
     /// [`OverBudget`]; then the charge is as it was.
     pub fn grow(&mut self, bytes: usize, gfp: Gfp<'_>) -> Result<(), OverBudget> {
-        let mut more = self.budget.charge(bytes, gfp)?;
-        self.bytes += std::mem::take(&mut more.bytes);
+        self.budget.charge_or_wait(bytes, gfp)?;
+        self.bytes += bytes;
         Ok(())
     }
 
@@ -205,6 +221,49 @@ mod tests {
             drop(charge);
             assert_eq!(waiter.join().expect("no panic"), Ok(80));
         });
+    }
+
+    #[test]
+    fn a_charge_grows_as_far_as_the_budget_goes_and_comes_back_whole() {
+        let daemon = Budget::new("daemon", 100);
+        let device = Budget::within(&daemon, "device", 60);
+        let mut charge = device.charge(10, Gfp::NOWAIT).expect("all free");
+        charge.grow(50, Gfp::NOWAIT).expect("50 are left");
+        let over = charge.grow(1, Gfp::NOWAIT).expect_err("nothing is left");
+        assert_eq!(over.to_string(), "1 bytes more than the 60 used are over the device budget of 60 bytes");
+        assert_eq!((charge.bytes(), device.used(), daemon.used()), (60, 60, 60));
+        drop(charge);
+        assert_eq!((device.used(), daemon.used()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_that_a_guest_can_ask_for_wraps() {
+        let budget = Budget::within(&Budget::new("daemon", usize::MAX), "device", usize::MAX);
+        let _one = budget.charge(1, Gfp::NOWAIT).expect("all free");
+        assert!(budget.charge(usize::MAX, Gfp::NOWAIT).is_err());
+        assert_eq!(budget.used(), 1);
+    }
+
+    #[test]
+    fn whoever_waits_is_served_when_there_is_room_and_nobody_gets_too_much() {
+        // Two devices that together want twice what the daemon has, each with three threads that want more than half.
+        let daemon = Budget::new("daemon", 100);
+        let devices = [Budget::within(&daemon, "device", 90), Budget::within(&daemon, "device", 90)];
+        std::thread::scope(|scope| {
+            for thread in 0..6 {
+                let (device, daemon) = (&devices[thread % 2], &daemon);
+                scope.spawn(move || {
+                    let permission = MayWait::on_control_thread();
+                    for round in 0..2000 {
+                        let bytes = 50 + (thread * 7 + round) % 40;
+                        let charge = device.charge(bytes, Gfp::kernel(&permission)).expect("it can be had");
+                        assert!(daemon.used() <= 100 && device.used() <= 90);
+                        drop(charge);
+                    }
+                });
+            }
+        });
+        assert_eq!(daemon.used(), 0);
     }
 
     #[test]

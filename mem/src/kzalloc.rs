@@ -101,7 +101,7 @@ impl Arena {
     /// # Errors
     /// As [`Arena::within`].
     pub fn new(size: usize, reserve: usize) -> io::Result<Self> {
-        let rounded = size.div_ceil(PAGE_SIZE).max(1) * PAGE_SIZE;
+        let rounded = size.max(1).checked_next_multiple_of(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
         Self::within(&Budget::new("arena's", rounded), size, reserve, Gfp::NOWAIT)
     }
 
@@ -142,6 +142,12 @@ impl Arena {
     #[must_use]
     pub fn available_pages(&self, gfp: Gfp<'_>) -> usize {
         self.inner.available(&self.inner.state.borrow(), gfp)
+    }
+
+    /// How many pages are in use.
+    #[must_use]
+    pub fn used_pages(&self) -> usize {
+        self.inner.pages - self.inner.state.borrow().free_count
     }
 
     /// How many pages there are, free or in use.

@@ -302,6 +302,18 @@ impl SgList {
         bytes.len() - left.len()
     }
 
+    /// Reads the start of the memory to `bytes`, as far as it goes. Returns how many bytes that was.
+    pub fn read(&self, bytes: &mut [u8]) -> usize {
+        let all = bytes.len();
+        let mut left = bytes;
+        for piece in self.pieces() {
+            let (now, later) = left.split_at_mut(piece.len().min(left.len()));
+            piece.truncate(now.len()).copy_out(now);
+            left = later;
+        }
+        all - left.len()
+    }
+
     /// Sets `count` bytes from byte `at` on to zero.
     ///
     /// # Panics
@@ -313,12 +325,16 @@ impl SgList {
         }
     }
 
-    /// Whether every piece starts at a multiple of `address` and is as long as a multiple of `length`, both powers of
-    /// two.
+    /// Whether of the first `count` bytes every piece starts at a multiple of `address` and is as long as a multiple of
+    /// `length`, both powers of two.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes.
     #[must_use]
-    pub fn is_aligned(&self, address: usize, length: usize) -> bool {
-        let misaligned = |piece: &IoVec| (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1));
-        self.pieces().iter().all(|piece| misaligned(piece) == 0)
+    pub fn is_aligned(&self, count: usize, address: usize, length: usize) -> bool {
+        let misaligned =
+            |piece: IoVec| (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1));
+        self.range(0, count).all(|piece| misaligned(piece) == 0)
     }
 
     /// Whether the kernel can hold on to all of the memory, as direct I/O asks it to. What it cannot is answered with

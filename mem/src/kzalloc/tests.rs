@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gfp::MayWait;
 
 fn bytes(memory: &KBox) -> Vec<u8> {
     // SAFETY: the memory is valid for `len` bytes and nobody writes to it meanwhile.
@@ -107,7 +108,10 @@ proptest! {
             } else {
                 (Gfp::NOWAIT, (pages - in_use).saturating_sub(reserve))
             };
-            prop_assert_eq!(arena.available_pages(gfp), free);
+            prop_assert_eq!((arena.used_pages(), arena.capacity_pages()), (in_use, pages));
+            prop_assert!(arena.available_pages(gfp) <= free);
+            prop_assert!(arena.prepare(free, gfp) && !arena.prepare(free + 1, gfp));
+            prop_assert_eq!(arena.available_pages(gfp), free, "with a budget for all of it");
             let allocated = Pages::alloc(&arena, size, gfp);
             prop_assert_eq!(allocated.is_ok(), size.div_ceil(PAGE_SIZE) <= free);
             if let Ok(allocated) = allocated {
@@ -121,7 +125,7 @@ proptest! {
             }
         }
         drop(held);
-        prop_assert_eq!(arena.available_pages(Gfp::ATOMIC), pages);
+        prop_assert_eq!(arena.used_pages(), 0);
     }
 }
 
@@ -162,4 +166,37 @@ fn an_arena_whose_reserve_is_over_the_budget_is_not_made() {
     let budget = Budget::new("device's", 4 * PAGE_SIZE);
     let error = Arena::within(&budget, 9 * PAGE_SIZE, 5 * PAGE_SIZE, Gfp::NOWAIT).expect_err("4 fit");
     assert!(error.to_string().contains("the device's budget of 16384 bytes"), "{error}");
+}
+
+#[test]
+fn what_was_charged_stays_charged_so_that_memory_that_comes_back_can_be_had_again() {
+    let budget = Budget::new("test", 100 * PAGE_SIZE);
+    let arena = Arena::within(&budget, 100 * PAGE_SIZE, 0, Gfp::NOWAIT).expect("all fits");
+    drop(Pages::alloc(&arena, 70 * PAGE_SIZE, Gfp::NOWAIT).expect("100 fit"));
+    let others = budget.charge(30 * PAGE_SIZE, Gfp::NOWAIT).expect("30 are left");
+    assert!(arena.prepare(70, Gfp::NOWAIT) && !arena.prepare(71, Gfp::NOWAIT));
+    assert_eq!((arena.available_pages(Gfp::NOWAIT), budget.used()), (70, 100 * PAGE_SIZE));
+    drop(others);
+    assert!(arena.prepare(71, Gfp::NOWAIT));
+}
+
+#[test]
+fn on_a_control_thread_an_allocation_waits_for_the_budget_and_elsewhere_it_does_not() {
+    let budget = Budget::new("test", 4 * PAGE_SIZE);
+    let others = budget.charge(3 * PAGE_SIZE, Gfp::NOWAIT).expect("all free");
+    let (refused, goes_on) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let arena = Arena::within(&budget, 4 * PAGE_SIZE, 0, Gfp::NOWAIT).expect("nothing in reserve");
+            assert!(Pages::alloc(&arena, 2 * PAGE_SIZE, Gfp::NOWAIT).is_err());
+            let permission = MayWait::on_control_thread();
+            let gfp = Gfp::kernel(&permission);
+            assert!(Pages::alloc(&arena, 5 * PAGE_SIZE, gfp).is_err(), "it could never be had");
+            refused.send(()).expect("the other thread waits for it");
+            Pages::alloc(&arena, 2 * PAGE_SIZE, gfp).map(|pages| pages.len)
+        });
+        goes_on.recv().expect("the waiter comes so far");
+        drop(others);
+        assert_eq!(waiter.join().expect("no panic"), Ok(2 * PAGE_SIZE));
+    });
 }

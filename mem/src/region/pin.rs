@@ -9,7 +9,9 @@ use std::os::fd::AsRawFd;
 /// Whether the page at `page`, the first of a mapping, can be pinned. If that cannot be found out, it is taken for one
 /// that cannot: then it is bounced, which always works.
 pub(super) fn is_pinnable(page: *mut u8) -> bool {
-    let Ok((_reader, writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else { return false };
+    let Ok((_reader, writer)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC) else {
+        return false;
+    };
     let piece = libc::iovec { iov_base: page.cast(), iov_len: 1 };
     // SAFETY: `piece` is one iovec, of a byte that is mapped. The pipe refers to the page until it is closed at the end
     // of this function; the byte is never read from it.
@@ -26,7 +28,8 @@ mod tests {
 
     fn map(file: File) -> Region {
         file.set_len(8192).expect("an empty file");
-        Region::map(RegionInfo { guest_addr: 0, size: 8192, user_addr: 0, mmap_offset: 0 }, file).expect("a region")
+        Region::map(RegionInfo { guest_addr: 0, size: 8192, user_addr: 0, mmap_offset: 0 }, file)
+            .expect("a region")
     }
 
     #[test]
