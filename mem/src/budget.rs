@@ -1,27 +1,58 @@
-//! Bounds on memory that threads share: a daemon's, and in it each device's.
+//! Bounds on memory that threads share: a daemon's, in it each device's, and in that each queue's.
 //!
 //! What a guest can make a daemon allocate is charged to a [`Budget`] before it is used, in large steps, so that no
 //! guest and no number of them can make the daemon grow without bound. The counterpart in Linux is the memory
-//! controller of a cgroup (`mem_cgroup_try_charge`), with the difference that here a charge is made before the memory
-//! is touched, and that it either succeeds or does not: nothing is reclaimed.
+//! controller of a cgroup (`mem_cgroup_try_charge`; a limit is its `memory.max`, what is set aside its `memory.min`),
+//! with the difference that here a charge is made before the memory is touched, and that it either succeeds or does
+//! not: nothing is reclaimed.
 //!
 //! Queue threads ask with [`Gfp::NOWAIT`] and get an answer at once. Only who holds a
 //! [`MayWait`](crate::gfp::MayWait) can wait for others to give memory back.
+//!
+//! ```
+//! use sluice_mem::{budget::Budget, gfp::Gfp};
+//!
+//! let daemon = Budget::new("daemon's", 100);
+//! let first = Budget::with_min(&daemon, "first device's", 30, 100)?;
+//! let second = Budget::within(&daemon, "second device's", 100);
+//! let charge = second.charge(70, Gfp::NOWAIT)?;
+//! assert!(second.charge(1, Gfp::NOWAIT).is_err(), "the rest of the daemon's is set aside");
+//! assert!(first.charge(30, Gfp::NOWAIT).is_ok());
+//! drop(charge);
+//! assert!(first.charge(100, Gfp::NOWAIT).is_ok(), "a charge lasts until it is dropped");
+//! # Ok::<(), sluice_mem::budget::OverBudget>(())
+//! ```
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::gfp::Gfp;
+
+/// What a budget, those within it, and those within them share.
+#[derive(Debug, Default)]
+struct Tree {
+    lock: Mutex<()>,
+    /// Notified when memory comes back.
+    returned: Condvar,
+}
+
+impl Tree {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A bound on memory, and how much of it is used.
 #[derive(Debug)]
 pub struct Budget {
     name: &'static str,
     limit: usize,
+    /// What is charged to the parent as long as this budget lives: only what is used beyond it is charged there too.
+    min: usize,
+    /// Changes only with the tree's lock held.
     used: AtomicUsize,
     parent: Option<Arc<Budget>>,
-    /// Notified when memory comes back, for those that wait. The outermost budget's is used.
-    returned: (Mutex<()>, Condvar),
+    tree: Arc<Tree>,
 }
 
 /// A budget is used up.
@@ -42,14 +73,30 @@ impl Budget {
     /// A budget of `limit` bytes, called `name` in errors.
     #[must_use]
     pub fn new(name: &'static str, limit: usize) -> Arc<Self> {
-        Arc::new(Self { name, limit, used: AtomicUsize::new(0), parent: None, returned: Default::default() })
+        Arc::new(Self { name, limit, min: 0, used: AtomicUsize::new(0), parent: None, tree: Arc::default() })
     }
 
     /// A budget of `limit` bytes within `parent`: what is charged to it is charged to both.
     #[must_use]
     pub fn within(parent: &Arc<Self>, name: &'static str, limit: usize) -> Arc<Self> {
-        let parent = Some(Arc::clone(parent));
-        Arc::new(Self { name, limit, used: AtomicUsize::new(0), parent, returned: Default::default() })
+        let (parent, tree) = (Some(Arc::clone(parent)), Arc::clone(&parent.tree));
+        Arc::new(Self { name, limit, min: 0, used: AtomicUsize::new(0), parent, tree })
+    }
+
+    /// A budget of `limit` bytes within `parent`, of which `min` bytes are set aside: they are charged to `parent` now
+    /// and for as long as the budget lives, so that nobody else can use them up.
+    ///
+    /// # Errors
+    /// [`OverBudget`] when the parent has no room for them.
+    pub fn with_min(
+        parent: &Arc<Self>,
+        name: &'static str,
+        min: usize,
+        limit: usize,
+    ) -> Result<Arc<Self>, OverBudget> {
+        parent.try_charge(min)?;
+        let (parent, tree) = (Some(Arc::clone(parent)), Arc::clone(&parent.tree));
+        Ok(Arc::new(Self { name, limit, min, used: AtomicUsize::new(0), parent, tree }))
     }
 
     /// The bound in bytes.
@@ -83,69 +130,75 @@ impl Budget {
         }
     }
 
-    /// The most bytes that can ever be charged.
+    /// The most bytes that can ever be charged: here less may be in use than is, and around here nothing.
     fn largest(&self) -> usize {
         self.parent.as_ref().map_or(self.limit, |parent| self.limit.min(parent.largest()))
     }
 
     fn try_charge(&self, bytes: usize) -> Result<(), OverBudget> {
-        // Where it is plain that it cannot be, nothing is charged, not even for a moment.
+        // Queue threads ask again and again while there is no room: they find that out without the lock.
         self.check(bytes)?;
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        let charged = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
-        charged.map_err(|used| self.over(bytes, used))?;
-        let within = self.parent.as_ref().map_or(Ok(()), |parent| parent.try_charge(bytes));
-        if within.is_err() {
-            // Somebody was faster, and somebody else may have been refused for what was charged here meanwhile.
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
-            self.notify();
-        }
-        within
+        let _lock = self.tree.lock();
+        self.check(bytes)?;
+        self.add(bytes);
+        Ok(())
     }
 
-    /// Whether there is room at this moment, here and in the budgets around this one.
+    /// Whether there is room, here and in the budgets around this one.
     fn check(&self, bytes: usize) -> Result<(), OverBudget> {
         let used = self.used();
-        if used.checked_add(bytes).is_none_or(|sum| sum > self.limit) {
-            return Err(self.over(bytes, used));
-        }
-        self.parent.as_ref().map_or(Ok(()), |parent| parent.check(bytes))
+        let Some(sum) = used.checked_add(bytes).filter(|sum| *sum <= self.limit) else {
+            return Err(OverBudget { name: self.name, bytes, used, limit: self.limit });
+        };
+        self.parent.as_ref().map_or(Ok(()), |parent| parent.check(self.beyond_min(used, sum)))
     }
 
-    fn over(&self, bytes: usize, used: usize) -> OverBudget {
-        OverBudget { name: self.name, bytes, used, limit: self.limit }
+    /// How much more is charged to the parent when `sum` is used than when `used` is.
+    fn beyond_min(&self, used: usize, sum: usize) -> usize {
+        sum.saturating_sub(self.min) - used.saturating_sub(self.min)
+    }
+
+    /// With the lock held, and after a check.
+    fn add(&self, bytes: usize) {
+        let used = self.used();
+        self.used.store(used + bytes, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.add(self.beyond_min(used, used + bytes));
+        }
+    }
+
+    /// With the lock held.
+    fn subtract(&self, bytes: usize) {
+        let used = self.used();
+        self.used.store(used - bytes, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.subtract(self.beyond_min(used - bytes, used));
+        }
     }
 
     /// Sleeps until memory came back, here or in a budget around this one, that may be enough.
     fn wait(&self, bytes: usize) {
-        let (lock, returned) = &self.root().returned;
-        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock that a return takes before it notifies: what came back since the try is seen here.
+        let lock = self.tree.lock();
         if self.check(bytes).is_err() {
-            drop(returned.wait(guard));
+            drop(self.tree.returned.wait(lock));
         }
     }
 
     fn uncharge(&self, bytes: usize) {
-        let mut budget = self;
-        loop {
-            budget.used.fetch_sub(bytes, Ordering::Relaxed);
-            match &budget.parent {
-                Some(parent) => budget = parent,
-                None => return budget.notify(),
-            }
+        let lock = self.tree.lock();
+        self.subtract(bytes);
+        drop(lock);
+        self.tree.returned.notify_all();
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        if let Some(parent) = &self.parent
+            && self.min > 0
+        {
+            parent.uncharge(self.min);
         }
-    }
-
-    /// Tells all that wait for some of the memory of the outermost budget that there may be more of it.
-    fn notify(&self) {
-        let (lock, returned) = &self.root().returned;
-        drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
-        returned.notify_all();
-    }
-
-    fn root(&self) -> &Self {
-        self.parent.as_deref().map_or(self, Self::root)
     }
 }
 
@@ -182,6 +235,8 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::gfp::MayWait;
 
@@ -234,6 +289,57 @@ mod tests {
         assert_eq!((charge.bytes(), device.used(), daemon.used()), (60, 60, 60));
         drop(charge);
         assert_eq!((device.used(), daemon.used()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_there_whatever_others_use() {
+        let daemon = Budget::new("daemon", 100);
+        let [a, b] = [30, 50].map(|min| Budget::with_min(&daemon, "device", min, 90).expect("80 of 100"));
+        assert_eq!((a.used(), b.used(), daemon.used()), (0, 0, 80));
+        let over = Budget::with_min(&daemon, "device", 21, 90).expect_err("20 are left");
+        assert_eq!((over.name, over.bytes, over.used), ("daemon", 21, 80));
+        let mut by_a = a.charge(20, Gfp::NOWAIT).expect("its own");
+        assert_eq!(daemon.used(), 80);
+        by_a.grow(30, Gfp::NOWAIT).expect("10 of its own, 20 of the daemon's");
+        assert_eq!((a.used(), daemon.used()), (50, 100));
+        assert_eq!(by_a.grow(1, Gfp::NOWAIT).expect_err("all is used or set aside").name, "daemon");
+        let by_b = b.charge(50, Gfp::NOWAIT).expect("its own");
+        drop((a, by_a));
+        assert_eq!(daemon.used(), 50, "with the budget what it had set aside is free");
+        drop(by_b);
+        assert_eq!(daemon.used(), 50, "and not before");
+        drop(b);
+        assert_eq!(daemon.used(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_tree_of_budgets_is_charged_what_a_naive_sum_says(
+            mins in prop::array::uniform3(0..40_usize),
+            steps in prop::collection::vec((0..3_usize, 0..60_usize, 0..20_usize), 1..80),
+        ) {
+            let (limit, daemon) = (50, Budget::new("daemon", 120));
+            let devices = mins.map(|min| Budget::with_min(&daemon, "device", min, limit).expect("at most 117"));
+            let mut charges: Vec<(usize, Charge)> = Vec::new();
+            for (which, bytes, drop_one) in steps {
+                if drop_one < charges.len() {
+                    charges.swap_remove(drop_one);
+                }
+                let used = |which: usize| -> usize {
+                    charges.iter().filter(|charge| charge.0 == which).map(|charge| charge.1.bytes()).sum()
+                };
+                let in_all = |more: usize| -> usize {
+                    let of = |device: usize| used(device) + if device == which { more } else { 0 };
+                    (0..3).map(|device| of(device).max(mins[device])).sum()
+                };
+                prop_assert_eq!(daemon.used(), in_all(0));
+                prop_assert_eq!(devices[which].used(), used(which));
+                let fits = used(which) + bytes <= limit && in_all(bytes) <= 120;
+                let charge = devices[which].charge(bytes, Gfp::NOWAIT);
+                prop_assert_eq!(charge.is_ok(), fits);
+                charges.extend(charge.ok().map(|charge| (which, charge)));
+            }
+        }
     }
 
     #[test]
