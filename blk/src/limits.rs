@@ -43,13 +43,17 @@ impl QueueLimits {
     /// The most bytes in one request: what a bounce buffer holds.
     pub const BYTES_MAX: u32 = 1024 * 1024;
 
-    /// Whether a request can be cut to these limits wherever its memory lies: blocks and alignments are powers of two,
-    /// and the largest request is whole ones of each and fits a bounce buffer.
+    /// Whether a request can be cut to these limits wherever its memory lies: blocks and alignments are powers of two, a
+    /// page of ours is as aligned as is asked for, a block is as long, and the largest request is whole ones of each and
+    /// fits a bounce buffer.
     #[must_use]
     pub fn are_sound(&self) -> bool {
-        let units = [self.logical_block_size, self.disk_block_size, self.dma_alignment, self.length_alignment];
+        let units =
+            [self.logical_block_size, self.disk_block_size, self.dma_alignment, self.length_alignment];
         units.iter().all(|unit| unit.is_power_of_two() && self.max_bytes.is_multiple_of(*unit))
-            && self.disk_block_size as usize <= PAGE_SIZE
+            && self.unit() <= PAGE_SIZE as u64
+            && self.dma_alignment as usize <= PAGE_SIZE
+            && u64::from(self.length_alignment) <= self.unit()
             && (1..=Self::BYTES_MAX).contains(&self.max_bytes)
     }
 
@@ -97,27 +101,41 @@ mod tests {
     fn limits_are_sound_exactly_when_every_cut_is_possible() {
         let default = QueueLimits::default();
         assert!(default.are_sound());
-        for (block, alignment, most, sound) in [
-            (512, 1, 512, true),
-            (512, 512, 1 << 20, true),
-            (4096, 4, 1 << 20, true),
-            (512, 4096, 8192, true),
-            (0, 1, 4096, false),
-            (512, 0, 4096, false),
-            (1536, 1, 1536, false),
-            (512, 3, 1536, false),
-            (4096, 512, 512, false),
-            (512, 4096, 512, false),
-            (512, 1, 0, false),
-            (512, 1, (1 << 20) + 512, false),
-        ] {
-            let limits = QueueLimits {
-                logical_block_size: block,
-                dma_alignment: alignment,
-                max_bytes: most,
+        let limits =
+            |logical_block_size, disk_block_size, dma_alignment, length_alignment, max_bytes| QueueLimits {
+                logical_block_size,
+                disk_block_size,
+                dma_alignment,
+                length_alignment,
+                max_bytes,
                 ..default
             };
-            assert_eq!(limits.are_sound(), sound, "{limits:?}");
+        for sound in [
+            limits(512, 512, 1, 1, 512),
+            limits(512, 512, 512, 512, 1 << 20),
+            limits(4096, 512, 4, 4096, 1 << 20),
+            limits(512, 4096, 4096, 4096, 8192),
+            limits(512, 512, 4096, 512, 8192),
+        ] {
+            assert!(sound.are_sound(), "{sound:?}");
+        }
+        for unsound in [
+            limits(0, 512, 1, 1, 4096),
+            limits(512, 512, 0, 1, 4096),
+            limits(1536, 512, 1, 1, 1536),
+            limits(512, 512, 3, 1, 1536),
+            limits(512, 512, 1, 3, 1536),
+            limits(4096, 512, 512, 1, 512),
+            limits(512, 4096, 512, 512, 512),
+            limits(512, 512, 4096, 1, 512),
+            limits(512, 512, 1, 4096, 4096),
+            limits(512, 512, 8192, 1, 8192),
+            limits(8192, 512, 1, 1, 8192),
+            limits(512, 8192, 1, 1, 8192),
+            limits(512, 512, 1, 1, 0),
+            limits(512, 512, 1, 1, (1 << 20) + 512),
+        ] {
+            assert!(!unsound.are_sound(), "{unsound:?}");
         }
     }
 }

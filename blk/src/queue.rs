@@ -70,7 +70,8 @@ pub struct QueueConfig {
     pub ignore_discard: bool,
     /// What the queue's memory is charged to.
     pub memory: QueueMemory,
-    /// Who else writes to the disk. Used where the limits have partial blocks.
+    /// Who else writes to the disk, and what wakes the queue's thread. Used where the limits have partial blocks; `None`
+    /// where the queue is the only one.
     pub overlaps: Option<(Arc<Overlaps>, Arc<dyn Wake>)>,
 }
 
@@ -97,7 +98,7 @@ impl QueueConfig {
 pub struct QueueMemory {
     /// What it is charged to.
     pub budget: Arc<Budget>,
-    /// What is set aside for progress, charged when the queue is made.
+    /// What is set aside for progress, charged when the queue is made: [`QueueMemory::RESERVE_MIN`] at least.
     pub reserve: usize,
     /// The most that is used, reserve included.
     pub most: usize,
@@ -109,8 +110,8 @@ impl QueueMemory {
     pub const RESERVE_MIN: usize = 3 * PAGE_SIZE;
     /// The reserve for a piece of the largest size.
     pub const RESERVE: usize = Bounce::RESERVE_BYTES + PAGE_SIZE;
-    /// The least that a queue needs: the reserve, and tables for one chain.
-    pub const LEAST: usize = Self::RESERVE + (BioSet::CHAIN_MAX + 1) * PAGE_SIZE;
+    /// The least that a queue needs, charged when it is made: the reserve, and tables for one chain.
+    pub const LEAST: usize = Self::RESERVE + RequestQueue::PAGES_TO_ACCEPT * PAGE_SIZE;
     /// So much that memory is no bottleneck: 64 KiB for each of 256 requests.
     pub const MOST: usize = 16 * 1024 * 1024;
 
@@ -215,6 +216,14 @@ struct Writes {
     has_claim: bool,
 }
 
+/// A queue that waits only for itself need not be woken.
+#[derive(Debug)]
+struct Awake;
+
+impl Wake for Awake {
+    fn wake(&self) {}
+}
+
 impl std::fmt::Debug for RequestQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RequestQueue")
@@ -225,10 +234,15 @@ impl std::fmt::Debug for RequestQueue {
 }
 
 impl RequestQueue {
+    /// The most pages that a chain takes before it is submitted: a table for each bio, and a page for a pass-through
+    /// command to bounce.
+    const PAGES_TO_ACCEPT: usize = BioSet::CHAIN_MAX + 1;
+
     /// A queue over `engine`, which must take as many requests as [`RequestQueue::tags`] says.
     ///
     /// # Errors
-    /// When there is no address space for the arena.
+    /// When the budget has no room for what the queue needs at least (the reserve, and the tables of one chain: it is
+    /// charged now, so that other users of the budget can never stop the queue), or there is no address space.
     ///
     /// # Panics
     /// When the limits are [not ones](QueueLimits::are_sound) that a disk can have.
@@ -238,10 +252,18 @@ impl RequestQueue {
         let bios = BioSet::new(depth);
         let tags = Self::tags(config.depth);
         let QueueMemory { budget, reserve, most } = &config.memory;
-        assert!(*reserve >= QueueMemory::RESERVE_MIN, "a reserve of {reserve} bytes is too small for progress");
+        assert!(
+            *reserve >= QueueMemory::RESERVE_MIN,
+            "a reserve of {reserve} bytes is too small for progress"
+        );
         let arena = Arena::within(budget, *most, *reserve, Gfp::NOWAIT)?;
-        let shared = config.overlaps.clone().filter(|_| config.limits.has_partial_blocks());
-        let writes = shared.map(|(overlaps, wake)| {
+        if !arena.prepare(Self::PAGES_TO_ACCEPT, Gfp::NOWAIT) {
+            let message =
+                format!("there is no memory for one request in {most} bytes, {reserve} of them in reserve");
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
+        }
+        let writes = config.limits.has_partial_blocks().then(|| {
+            let (overlaps, wake) = config.overlaps.clone().unwrap_or((Arc::default(), Arc::new(Awake)));
             let writer = overlaps.register(usize::from(tags), wake);
             Writes { overlaps, writer, has_claim: false }
         });
@@ -275,10 +297,7 @@ impl RequestQueue {
     /// the guest's ring: what is not taken waits there.
     #[must_use]
     pub fn can_accept(&self) -> bool {
-        !self.is_full()
-            && self.bios.has_chain()
-            // A table for each bio, and a page for a pass-through command to bounce.
-            && self.arena.prepare(BioSet::CHAIN_MAX + 1, Gfp::NOWAIT)
+        !self.is_full() && self.bios.has_chain() && self.arena.prepare(Self::PAGES_TO_ACCEPT, Gfp::NOWAIT)
     }
 
     /// Where the bios of chains for this queue come from.

@@ -144,11 +144,7 @@ impl Request {
         let partial =
             Partial { skip: in_block(bio.range.offset() - range.offset()), len: in_block(bio.range.len()) };
         debug_assert_eq!(range.len(), block, "a part of one block");
-        Self {
-            range,
-            partial: Some(partial),
-            ..Self::new(tag, Command::Read, bio, Some(bounce))
-        }
+        Self { range, partial: Some(partial), ..Self::new(tag, Command::Read, bio, Some(bounce)) }
     }
 
     /// Its number among the requests in flight.

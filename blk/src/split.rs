@@ -62,7 +62,7 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     if whole == 0 && len > 0 {
         return Piece { bytes: unit, bounce: Some(BounceReason::Fragmented) };
     }
-    Piece { bytes: whole, bounce: bounce_reason(bio, limits) }
+    Piece { bytes: whole, bounce: bounce_reason(bio, whole, limits) }
 }
 
 /// Whether the disk is given memory for the bio.
@@ -70,15 +70,16 @@ fn moves_data(bio: &Bio) -> bool {
     bio.zero_by_writing || matches!(bio.op, Op::Read | Op::Write { .. })
 }
 
-/// Why the memory of a piece of whole blocks has to be bounced, if it has to.
-fn bounce_reason(bio: &Bio, limits: &QueueLimits) -> Option<BounceReason> {
+/// Why the memory of a piece of `bytes`, whole blocks, has to be bounced, if it has to.
+fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceReason> {
     if bio.zero_by_writing {
         return Some(BounceReason::Zeroes);
     }
     if !moves_data(bio) {
         return None;
     }
-    if !bio.sg.is_aligned(limits.dma_alignment as usize, limits.length_alignment as usize) {
+    let count = usize::try_from(bytes).expect("a piece that moves data is small");
+    if !bio.sg.is_aligned(count, limits.dma_alignment as usize, limits.length_alignment as usize) {
         return Some(BounceReason::Misaligned);
     }
     if limits.needs_pinning && !bio.sg.is_pinnable() {

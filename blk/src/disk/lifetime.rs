@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_does_not_know_says_nothing() {
-        for files in [&[][..], &[("life_time", "0x01 0x02")], &[("life_time", "?"), ("pre_eol_info", "0x01")]] {
+        for files in [&[][..], &[("life_time", "0x01 0x02")], &[("life_time", "?"), ("pre_eol_info", "0x01")]]
+        {
             assert_eq!(lifetime(device(files).path()), None, "{files:?}");
         }
     }

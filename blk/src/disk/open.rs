@@ -203,7 +203,11 @@ fn open_flags(options: &DiskOptions, flags: i32) -> io::Result<File> {
 }
 
 /// The logical block size that the guest will see.
-fn choose_block(options: &DiskOptions, topology: Topology, direct: Option<DioAlign>) -> Result<u32, DiskError> {
+fn choose_block(
+    options: &DiskOptions,
+    topology: Topology,
+    direct: Option<DioAlign>,
+) -> Result<u32, DiskError> {
     match options.logical_block_size {
         None => Ok(topology::disk_block(topology, direct).max(topology.logical)),
         Some(asked @ (512 | 4096)) => Ok(asked),
@@ -232,8 +236,7 @@ fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -> Result<()
 fn capacity(path: &Path, file: &File, limits: &QueueLimits, direct: bool) -> Result<Sector, DiskError> {
     let path = || path.to_owned();
     let mut file: &File = file;
-    let size =
-        file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Query { path: path(), source })?;
+    let size = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Query { path: path(), source })?;
     let block = limits.logical_block_size.max(limits.disk_block_size);
     if size == 0 {
         return Err(DiskError::Empty { path: path() });

@@ -9,7 +9,7 @@ use crate::request::{Command, IoResult, Request, Status};
 
 impl RequestQueue {
     /// How often in a row an engine may say "interrupted" or "again" of one request.
-    const RETRIES_MAX: u8 = 64;
+    pub(super) const RETRIES_MAX: u8 = 64;
 
     pub(super) fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
         self.engine.submit(request)?;

@@ -21,7 +21,8 @@ pub enum PassthroughCommand {
     SecureErase,
 }
 
-/// A request made of a mapped chain, to be initialised by the caller and then executed.
+/// A request made of a mapped chain, to be initialised by the caller and then executed, or else given up by
+/// [`Passthrough::into_chain`], since its bios are the queue's.
 #[derive(Debug)]
 #[must_use]
 pub struct Passthrough {
@@ -35,6 +36,11 @@ impl Passthrough {
     pub fn with(mut self, command: PassthroughCommand) -> Self {
         self.command = Some(command);
         self
+    }
+
+    /// Gives up the request, and its chain back (Linux: `blk_put_request`).
+    pub fn into_chain(self) -> BioChain {
+        self.chain
     }
 }
 
@@ -66,7 +72,7 @@ impl RequestQueue {
     /// Why memory of a pass-through command has to be bounced, if it has to.
     fn passthrough_bounce(&self, sg: &SgList) -> Option<BounceReason> {
         let limits = &self.config.limits;
-        if !sg.is_aligned(limits.dma_alignment as usize, 1) {
+        if !sg.is_aligned(sg.bytes(), limits.dma_alignment as usize, 1) {
             return Some(BounceReason::Misaligned);
         }
         (limits.needs_pinning && !sg.is_pinnable()).then_some(BounceReason::Unaddressable)

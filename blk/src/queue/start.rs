@@ -64,7 +64,9 @@ impl RequestQueue {
             _ if bio.range.len() == 0 => Step::End(Status::Ok),
             Op::Read => Step::Run(Command::Read),
             Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
-            Op::Discard { .. } if self.unsupported.discard || self.config.ignore_discard => Step::End(Status::Ok),
+            Op::Discard { .. } if self.unsupported.discard || self.config.ignore_discard => {
+                Step::End(Status::Ok)
+            }
             Op::Discard { .. } => Step::Run(Command::Discard),
             Op::SecureErase => Step::Run(Command::SecureErase),
             Op::WriteZeroes { unmap: true, .. } if unmaps && !bio.zero_by_writing => {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::*;
+use crate::bio::Op;
 
 /// A chain under way.
 #[derive(Debug)]
