@@ -100,7 +100,7 @@ pub(super) fn limits(topology: Topology, logical: u32, direct: Option<DioAlign>)
         io_min: topology.io_min.max(logical),
         io_opt: topology.io_opt,
         dma_alignment: direct.map_or(1, |align| align.memory),
-        length_alignment: direct.map_or(1, |align| align.offset),
+        length_alignment: direct.map_or(1, |align| align.offset.max(align.memory.min(512))),
         needs_pinning: direct.is_some(),
         discard_granularity: topology.discard_granularity.max(logical),
         discard_alignment: topology.discard_granularity.max(logical),

@@ -12,6 +12,7 @@ mod partial;
 mod promises;
 mod random;
 mod scripted;
+mod simulation;
 
 use super::*;
 

@@ -27,11 +27,12 @@ impl Below {
         faulty: bool,
     ) -> (Self, QueueLimits, Box<dyn Engine>) {
         let (logical_block_size, disk_block_size) = dice.pick(&[(512, 512), (512, 4096), (4096, 4096)]);
+        let dma_alignment: u32 = dice.pick(&[1, 512, 512, 4096]);
         let limits = QueueLimits {
             logical_block_size,
             disk_block_size,
-            dma_alignment: dice.pick(&[1, 512, 512, 4096]),
-            length_alignment: dice.pick(&[1, 512, disk_block_size]),
+            dma_alignment,
+            length_alignment: dice.pick(&[dma_alignment.min(512), 512, disk_block_size]),
             max_bytes: random_bytes_max(dice),
             ..QueueLimits::default()
         };
@@ -77,8 +78,7 @@ impl Below {
     /// Begins a chain that the queue calls by a number. Returns how many changes there were before.
     pub(super) fn begin(&self, chain: u32) -> u64 {
         let Self::Scripted(disk) = self else { return 0 };
-        disk.borrow_mut().failed.remove(&(0, chain));
-        disk.borrow().changes
+        disk.borrow_mut().begin(0, chain)
     }
 
     /// Whether something of a chain has failed.

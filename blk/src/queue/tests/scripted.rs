@@ -133,8 +133,29 @@ impl Engine for Scripted {
             }
             disk.execute(which);
             let InFlight { request, result, .. } = disk.in_flight.swap_remove(which);
-            done.push((request, result.expect("executed")));
+            let result = result.expect("executed");
+            let known = !matches!(result, Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY));
+            if !known && request.command() != Command::SecureErase {
+                // There is another way, and no need to ask again.
+                disk.refused.insert((self.queue, name(request.command())));
+            }
+            done.push((request, result));
         }
+    }
+}
+
+impl Drop for Scripted {
+    /// Waits for what is in flight, as engines do.
+    fn drop(&mut self) {
+        // If the disk is borrowed a test has failed in the midst of it.
+        let Ok(mut disk) = self.disk.try_borrow_mut() else { return };
+        while let Some(which) = disk.in_flight.iter().position(|request| request.queue == self.queue) {
+            disk.execute(which);
+            disk.in_flight.swap_remove(which);
+        }
+        disk.cut.retain(|key| key.0 != self.queue);
+        disk.again.retain(|key| key.0 != self.queue);
+        disk.refused.retain(|refused| refused.0 != self.queue);
     }
 }
 
@@ -178,6 +199,12 @@ impl Disk {
     /// How many requests it has of a queue.
     pub(super) fn in_flight(&self, queue: usize) -> usize {
         self.in_flight.iter().filter(|request| request.queue == queue).count()
+    }
+
+    /// Begins a chain that a queue calls by a number. Returns how many changes there were before.
+    pub(super) fn begin(&mut self, queue: usize, chain: u32) -> u64 {
+        self.failed.remove(&(queue, chain));
+        self.changes
     }
 
     /// Whether one of `changes`, by their count, to a range would not survive a power failure.
@@ -254,7 +281,6 @@ impl Disk {
             return Err(self.dice.pick(&[Errno::INTR, Errno::AGAIN]));
         }
         if !self.does(request.command()) {
-            self.refused.insert((key.0, name(request.command())));
             return Err(self.dice.pick(&[Errno::OPNOTSUPP, Errno::INVAL, Errno::NOTTY]));
         }
         if self.dice.chance(faults.io_error) {
@@ -325,10 +351,9 @@ impl Disk {
 fn name(command: Command) -> &'static str {
     match command {
         Command::Discard => "discard",
-        Command::SecureErase => "secure erase",
         Command::Zero { unmap: true } => "zero and unmap",
         Command::Zero { unmap: false } => "zero",
-        _ => "a transfer",
+        _ => "anything else",
     }
 }
 
