@@ -14,13 +14,14 @@
 mod segments;
 
 use sluice_blk::bio::{BioChain, BioSet, Op};
-use sluice_blk::queue::RequestQueue;
+use sluice_blk::queue::{PassthroughCommand, RequestQueue};
 use sluice_blk::sector::{DiskRange, Sector};
 use sluice_mem::guest::MemPin;
 use sluice_mem::slice::GuestSlice;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_SECURE_ERASE,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
@@ -30,6 +31,9 @@ use crate::vring::{RingFault, Vring};
 
 /// Bytes of a request's header: type, reserved, sector (virtio 1.3, 5.2.6).
 const HEADER_BYTES: usize = 16;
+
+/// The type of a request for how worn the disk is (virtio 1.3, 5.2.6).
+const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
 
 /// Bytes of a descriptor (virtio 1.3, 2.7.5).
 const DESCRIPTOR_BYTES: u32 = 16;
@@ -61,8 +65,8 @@ pub struct ParsedChain {
 pub enum Action {
     /// Submit these bios.
     Submit(BioChain),
-    /// Make a pass-through request that writes who the disk is.
-    DeviceId(BioChain),
+    /// Make a pass-through request of these bios for this command.
+    Passthrough(BioChain, PassthroughCommand),
     /// Answer at once.
     Answer(BlkStatus),
 }
@@ -228,17 +232,27 @@ impl ChainParser {
         let kind = u32::from_le_bytes([a, b, c, d]);
         let sector = Sector(u64::from_le_bytes(sector));
         let fua = builder.config.is_writethrough();
-        let discards = builder.config.has_discard();
+        let config = builder.config;
         match kind {
             VIRTIO_BLK_T_IN => builder.transfer(Op::Read, sector, &self.writable, &self.readable),
             VIRTIO_BLK_T_OUT => builder.transfer(Op::Write { fua }, sector, &self.readable, &self.writable),
             VIRTIO_BLK_T_FLUSH => builder.flush(),
-            VIRTIO_BLK_T_GET_ID => builder.device_id(&self.writable),
-            VIRTIO_BLK_T_DISCARD if discards => builder.ranges(segments::Kind::Discard, &mut self.readable),
-            VIRTIO_BLK_T_WRITE_ZEROES if discards => {
+            VIRTIO_BLK_T_GET_ID => builder.answer(PassthroughCommand::DeviceId, &self.writable),
+            VIRTIO_BLK_T_GET_LIFETIME if config.has_lifetime() => {
+                builder.answer(PassthroughCommand::Lifetime, &self.writable)
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES | VIRTIO_BLK_T_SECURE_ERASE
+                if config.is_read_only() =>
+            {
+                Err(BlkStatus::IoErr)
+            }
+            VIRTIO_BLK_T_DISCARD => builder.ranges(segments::Kind::Discard, &mut self.readable),
+            VIRTIO_BLK_T_WRITE_ZEROES if config.has_write_zeroes() => {
                 builder.ranges(segments::Kind::WriteZeroes, &mut self.readable)
             }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => Err(BlkStatus::IoErr),
+            VIRTIO_BLK_T_SECURE_ERASE if config.has_secure_erase() => {
+                builder.ranges(segments::Kind::SecureErase, &mut self.readable)
+            }
             _ => Err(BlkStatus::Unsupp),
         }
     }
@@ -302,7 +316,7 @@ impl Builder<'_> {
         {
             return Err(BlkStatus::IoErr);
         }
-        let range = self.config.range(sector, len)?;
+        let range = self.range(sector, len)?;
         self.map(op, range, data).map(Action::Submit)
     }
 
@@ -313,11 +327,19 @@ impl Builder<'_> {
         Ok(Action::Submit(chain))
     }
 
-    fn device_id(&mut self, data: &[Buffer]) -> Result<Action, BlkStatus> {
+    /// A command that writes its answer to `data`.
+    fn answer(&mut self, command: PassthroughCommand, data: &[Buffer]) -> Result<Action, BlkStatus> {
         if data.is_empty() {
             return Err(BlkStatus::IoErr);
         }
-        self.map(Op::DeviceId, DiskRange::none(), data).map(Action::DeviceId)
+        let chain = self.map(Op::DeviceId, DiskRange::none(), data)?;
+        Ok(Action::Passthrough(chain, command))
+    }
+
+    /// A range of the disk, in whole blocks as the queue takes them.
+    fn range(&self, start: Sector, len: u64) -> Result<DiskRange, BlkStatus> {
+        let block = self.queue.limits().logical_block_size;
+        DiskRange::new(start, len, self.config.capacity(), block).map_err(|_| BlkStatus::IoErr)
     }
 
     /// Bios for `op` with the memory that `data` names, as many as that takes.
@@ -373,8 +395,12 @@ impl Builder<'_> {
             self.queue.bios().put_chain(chain);
             return Err(status);
         }
-        // Ranges of no sectors only: nothing to do, and so it is done.
-        Ok(if chain.is_empty() { Action::Answer(BlkStatus::Ok) } else { Action::Submit(chain) })
+        Ok(match kind {
+            // Ranges of no sectors only: nothing to do, and so it is done.
+            _ if chain.is_empty() => Action::Answer(BlkStatus::Ok),
+            segments::Kind::SecureErase => Action::Passthrough(chain, PassthroughCommand::SecureErase),
+            segments::Kind::Discard | segments::Kind::WriteZeroes => Action::Submit(chain),
+        })
     }
 }
 

@@ -9,6 +9,7 @@
 //! 32 writeback u8 | 33 unused | 34 num_queues u16
 //! 36 max_discard_sectors u32      | 40 max_discard_seg u32      | 44 discard_sector_alignment u32
 //! 48 max_write_zeroes_sectors u32 | 52 max_write_zeroes_seg u32 | 56 write_zeroes_may_unmap u8
+//! 60 max_secure_erase_sectors u32 | 64 max_secure_erase_seg u32 | 68 secure_erase_sector_alignment u32
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,16 +17,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sluice_blk::bio::BioSet;
 use sluice_blk::disk::Disk;
 use sluice_blk::limits::QueueLimits;
-use sluice_blk::sector::{DiskRange, SECTOR_SIZE, Sector};
+use sluice_blk::sector::{SECTOR_SIZE, Sector};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SECURE_ERASE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use crate::chain::BlkStatus;
+/// The disk knows how worn it is (virtio 1.3, 5.2.3).
+const VIRTIO_BLK_F_LIFETIME: u32 = 15;
 
 /// Where the `writeback` field is.
 const WRITEBACK_OFFSET: u32 = 32;
@@ -36,6 +38,9 @@ pub struct DiskConfig {
     capacity: Sector,
     limits: QueueLimits,
     read_only: bool,
+    write_zeroes: bool,
+    secure_erase: bool,
+    lifetime: bool,
     num_queues: u16,
     queue_size: u16,
     /// Set by the driver through CONFIG_WCE.
@@ -44,6 +49,8 @@ pub struct DiskConfig {
     can_flush: AtomicBool,
     /// RING_INDIRECT_DESC was negotiated, or nothing yet.
     indirect: AtomicBool,
+    /// BLK_SIZE was negotiated, or nothing yet: without it a driver knows blocks of 512 bytes only.
+    knows_block: AtomicBool,
     /// The cache mode makes writes durable whatever the driver says.
     writethrough: bool,
 }
@@ -59,6 +66,8 @@ impl DiskConfig {
     pub const DISCARD_SECTORS_MAX: u32 = 4 * 1024 * 1024;
     /// The most sectors in one zeroed range: 2 GiB.
     pub const WRITE_ZEROES_SECTORS_MAX: u32 = 4 * 1024 * 1024;
+    /// The most sectors in one erased range: 64 MiB, as the thread that erases does nothing else meanwhile.
+    pub const SECURE_ERASE_SECTORS_MAX: u32 = 128 * 1024;
     /// Bytes of the config space: what the fields have, and zeroes up to the largest message (vhost-user.rst).
     pub const BYTES: u32 = 256;
     /// Some front-ends ask for the config space where virtio-mmio has it.
@@ -71,11 +80,15 @@ impl DiskConfig {
             capacity: disk.capacity(),
             limits: *disk.limits(),
             read_only: disk.is_read_only(),
+            write_zeroes: disk.has_write_zeroes(),
+            secure_erase: disk.has_secure_erase(),
+            lifetime: disk.lifetime().is_some(),
             num_queues,
             queue_size,
             writeback: AtomicBool::new(!disk.cache().is_writethrough()),
             can_flush: AtomicBool::new(true),
             indirect: AtomicBool::new(true),
+            knows_block: AtomicBool::new(true),
             writethrough: disk.cache().is_writethrough(),
         }
     }
@@ -94,13 +107,16 @@ impl DiskConfig {
             VIRTIO_BLK_F_FLUSH,
             VIRTIO_BLK_F_CONFIG_WCE,
         ];
-        let access: &[u32] = if self.read_only {
-            &[VIRTIO_BLK_F_RO]
-        } else {
-            &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]
-        };
-        let queues: &[u32] = if self.num_queues > 1 { &[VIRTIO_BLK_F_MQ] } else { &[] };
-        always.iter().chain(access).chain(queues).fold(0, |all, bit| all | 1 << bit)
+        let sometimes = [
+            (VIRTIO_BLK_F_RO, self.read_only),
+            (VIRTIO_BLK_F_DISCARD, !self.read_only),
+            (VIRTIO_BLK_F_WRITE_ZEROES, self.write_zeroes),
+            (VIRTIO_BLK_F_SECURE_ERASE, self.secure_erase),
+            (VIRTIO_BLK_F_LIFETIME, self.lifetime),
+            (VIRTIO_BLK_F_MQ, self.num_queues > 1),
+        ];
+        let chosen = sometimes.iter().filter(|(_, offered)| *offered).map(|(bit, _)| bit);
+        always.iter().chain(chosen).fold(0, |all, bit| all | 1 << bit)
     }
 
     /// Takes note of what the driver has accepted.
@@ -112,6 +128,7 @@ impl DiskConfig {
         }
         self.can_flush.store(has(VIRTIO_BLK_F_FLUSH), Ordering::Relaxed);
         self.indirect.store(has(VIRTIO_RING_F_INDIRECT_DESC), Ordering::Relaxed);
+        self.knows_block.store(has(VIRTIO_BLK_F_BLK_SIZE), Ordering::Relaxed);
     }
 
     /// As it was before any driver.
@@ -126,6 +143,7 @@ impl DiskConfig {
         self.writeback.fetch_and(!self.writethrough, Ordering::Relaxed);
         self.can_flush.store(true, Ordering::Relaxed);
         self.indirect.store(true, Ordering::Relaxed);
+        self.knows_block.store(true, Ordering::Relaxed);
     }
 
     /// Whether the disk can only be read.
@@ -134,25 +152,44 @@ impl DiskConfig {
         self.read_only
     }
 
-    /// Whether ranges can be discarded and zeroed.
+    /// Whether ranges can be zeroed.
     #[must_use]
-    pub fn has_discard(&self) -> bool {
-        !self.read_only
+    pub fn has_write_zeroes(&self) -> bool {
+        self.write_zeroes
+    }
+
+    /// Whether ranges can be erased so that nothing can be recovered.
+    #[must_use]
+    pub fn has_secure_erase(&self) -> bool {
+        self.secure_erase
+    }
+
+    /// Whether the disk knows how worn it is.
+    #[must_use]
+    pub fn has_lifetime(&self) -> bool {
+        self.lifetime
+    }
+
+    /// How many sectors the disk has.
+    #[must_use]
+    pub fn capacity(&self) -> Sector {
+        self.capacity
+    }
+
+    /// What the disk can take, with the blocks that the driver knows.
+    #[must_use]
+    pub fn limits(&self) -> QueueLimits {
+        let mut limits = self.limits;
+        if !self.knows_block.load(Ordering::Relaxed) {
+            limits.logical_block_size = 512;
+        }
+        limits
     }
 
     /// Whether each write has to be durable when it completes (virtio 1.3, 5.2.6.2).
     #[must_use]
     pub fn is_writethrough(&self) -> bool {
         !self.writeback.load(Ordering::Relaxed) || !self.can_flush.load(Ordering::Relaxed)
-    }
-
-    /// A range of the disk.
-    ///
-    /// # Errors
-    /// [`BlkStatus::IoErr`] when it does not lie on the disk or is not whole blocks.
-    pub fn range(&self, start: Sector, len: u64) -> Result<DiskRange, BlkStatus> {
-        DiskRange::new(start, len, self.capacity, self.limits.logical_block_size)
-            .map_err(|_| BlkStatus::IoErr)
     }
 
     /// A part of the config space; `None` when it is not all inside.
@@ -196,19 +233,27 @@ impl DiskConfig {
         space.put(8, Self::SIZE_MAX.to_le_bytes());
         space.put(12, self.seg_max().to_le_bytes());
         space.put(20, block.to_le_bytes());
-        space.put(24, [u8::try_from(physical_exp).unwrap_or(0), 0]);
+        let alignment = u8::try_from(limits.alignment_offset / block).unwrap_or(0);
+        space.put(24, [u8::try_from(physical_exp).unwrap_or(0), alignment]);
         space.put(26, min_io.to_le_bytes());
         space.put(28, (limits.io_opt / block).to_le_bytes());
         space.put(32, [u8::from(self.writeback.load(Ordering::Relaxed)), 0]);
         space.put(34, self.num_queues.to_le_bytes());
-        if self.has_discard() {
-            let granularity = u64::from(limits.discard_granularity) / SECTOR_SIZE;
+        let alignment = u32::try_from(u64::from(limits.discard_alignment) / SECTOR_SIZE).unwrap_or(1);
+        if !self.read_only {
             space.put(36, Self::DISCARD_SECTORS_MAX.to_le_bytes());
             space.put(40, Self::RANGES_MAX.to_le_bytes());
-            space.put(44, u32::try_from(granularity).unwrap_or(1).to_le_bytes());
+            space.put(44, alignment.to_le_bytes());
+        }
+        if self.write_zeroes {
             space.put(48, Self::WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
             space.put(52, Self::RANGES_MAX.to_le_bytes());
             space.put(56, [1]);
+        }
+        if self.secure_erase {
+            space.put(60, Self::SECURE_ERASE_SECTORS_MAX.to_le_bytes());
+            space.put(64, Self::RANGES_MAX.to_le_bytes());
+            space.put(68, alignment.to_le_bytes());
         }
         space.0
     }

@@ -1,6 +1,10 @@
 //! A device: a disk with an identity and a config space. It outlives the connections to it.
 
+use std::sync::Arc;
+
 use sluice_blk::disk::Disk;
+use sluice_blk::queue::QueueMemory;
+use sluice_mem::budget::Budget;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
@@ -20,6 +24,8 @@ pub struct DeviceOptions {
     pub queue_size: u16,
     /// The serial number, at most [`ID_BYTES`] bytes of text. `None`: the disk's own.
     pub serial: Option<String>,
+    /// The most memory that the device's queues may use for I/O, in bytes. `None`: so much that it is no bottleneck.
+    pub memory_budget: Option<usize>,
 }
 
 /// Why a device cannot be made of a disk.
@@ -38,6 +44,18 @@ pub enum DeviceError {
         /// What was asked for.
         queue_size: u16,
     },
+    /// Too little memory for all queues to make progress.
+    #[error(
+        "a memory budget of {budget} bytes: {num_queues} queues need at least {least} to make progress, so raise it or use fewer queues"
+    )]
+    MemoryBudget {
+        /// What was asked for.
+        budget: usize,
+        /// How many queues the device has.
+        num_queues: u16,
+        /// What they need.
+        least: usize,
+    },
     /// Too long, or not printable.
     #[error("the serial number \"{serial}\": 1 to {ID_BYTES} printable ASCII characters are possible")]
     Serial {
@@ -55,6 +73,7 @@ pub struct Device {
     num_queues: u16,
     queue_size: u16,
     faults: Ratelimit,
+    budget: Arc<Budget>,
 }
 
 impl Device {
@@ -63,22 +82,36 @@ impl Device {
     /// The most descriptors of a queue.
     pub const QUEUE_SIZE_MAX: u16 = 1024;
 
-    /// A device of `disk`.
+    /// A device of `disk`, alone.
     ///
     /// # Errors
     /// [`DeviceError`] when an option is not possible.
     pub fn new(disk: Disk, options: &DeviceOptions) -> Result<Self, DeviceError> {
-        let DeviceOptions { num_queues, queue_size, ref serial } = *options;
+        Self::within(disk, options, &Budget::new("daemon's memory", usize::MAX))
+    }
+
+    /// A device of `disk` among others, whose memory is charged to `daemon` too.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when an option is not possible.
+    pub fn within(disk: Disk, options: &DeviceOptions, daemon: &Arc<Budget>) -> Result<Self, DeviceError> {
+        let DeviceOptions { num_queues, queue_size, ref serial, memory_budget } = *options;
         if !(1..=Self::QUEUES_MAX).contains(&num_queues) {
             return Err(DeviceError::NumQueues { num_queues });
         }
         if !(2..=Self::QUEUE_SIZE_MAX).contains(&queue_size) || !queue_size.is_power_of_two() {
             return Err(DeviceError::QueueSize { queue_size });
         }
+        let budget = memory_budget.unwrap_or(Self::memory_default(num_queues));
+        let least = usize::from(num_queues) * QueueMemory::LEAST;
+        if budget < least {
+            return Err(DeviceError::MemoryBudget { budget, num_queues, least });
+        }
         let serial = serial.as_deref().unwrap_or(disk.serial());
         let id = id_of(serial).ok_or_else(|| DeviceError::Serial { serial: serial.to_owned() })?;
         let config = DiskConfig::new(&disk, num_queues, queue_size);
-        Ok(Self { disk, config, id, num_queues, queue_size, faults: Ratelimit::default() })
+        let budget = Budget::within(daemon, "device's memory", budget);
+        Ok(Self { disk, config, id, num_queues, queue_size, faults: Ratelimit::default(), budget })
     }
 
     /// The protocol features to offer (vhost-user.rst).
@@ -92,6 +125,18 @@ impl Device {
     #[must_use]
     pub fn features(&self) -> u64 {
         self.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    /// So much memory that it is no bottleneck for so many queues, in bytes.
+    #[must_use]
+    pub fn memory_default(num_queues: u16) -> usize {
+        usize::from(num_queues) * QueueMemory::MOST
+    }
+
+    /// What the memory of the device's queues is charged to.
+    #[must_use]
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// The disk.

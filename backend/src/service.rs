@@ -12,10 +12,12 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use sluice_blk::disk::Cache;
+use sluice_blk::disk::{Cache, Discard};
 use sluice_blk::engine::ring::Ring;
-use sluice_blk::queue::{Completed, QueueConfig, Refused, RequestQueue};
+use sluice_blk::overlap::Wake;
+use sluice_blk::queue::{Completed, QueueConfig, QueueMemory, Refused, RequestQueue};
 use sluice_blk::request::Status;
+use sluice_mem::gfp::Gfp;
 use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::slice::GuestSlice;
 
@@ -79,22 +81,18 @@ impl Service {
     /// may be, in a whole ring of them, would take a thousand times as long as small ones.
     const TURN_DESCRIPTORS: u64 = 2048;
 
-    /// Starts serving. Kicks from before count: whatever is available already is served.
+    /// Starts serving, on the thread of `ring` that `wake` wakes. Kicks from before count: whatever is available already
+    /// is served.
     ///
     /// # Errors
     /// [`StartError`]; then nothing was started.
-    pub fn start(setup: ServiceSetup, ring: Option<&Ring>) -> Result<Self, StartError> {
+    pub fn start(setup: ServiceSetup, ring: Option<&Ring>, wake: Arc<dyn Wake>) -> Result<Self, StartError> {
         let pin = MemPin::new(setup.memory);
         let vring = Vring::start(&setup.ring, &pin)?;
         let depth = vring.size().max(2);
         let device = setup.device;
         let engine = device.disk().engine(RequestQueue::tags(depth), ring).map_err(StartError::Host)?;
-        let config = QueueConfig {
-            depth,
-            limits: *device.disk().limits(),
-            device_id: device.id().to_vec(),
-            ignore_flush: device.disk().cache() == Cache::Unsafe,
-        };
+        let config = queue_config(&device, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
         Ok(Self {
@@ -196,10 +194,10 @@ impl Service {
         self.statuses[usize::from(head)] = Some(parsed.status);
         let accepted = match parsed.action {
             Action::Submit(chain) => self.queue.submit(chain, cookie),
-            Action::DeviceId(chain) => self
+            Action::Passthrough(chain, command) => self
                 .queue
-                .make_request(chain)
-                .and_then(|request| self.queue.execute(request.device_id(), cookie)),
+                .make_request(chain, Gfp::NOWAIT)
+                .and_then(|request| self.queue.execute(request.with(command), cookie)),
             Action::Answer(status) => {
                 self.finish(head, status, 0);
                 Ok(())
@@ -244,6 +242,20 @@ impl Service {
         if let Some(err) = &self.err {
             Call::new(Arc::clone(err)).signal();
         }
+    }
+}
+
+fn queue_config(device: &Device, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
+    let disk = device.disk();
+    QueueConfig {
+        device_id: device.id().to_vec(),
+        lifetime: disk.lifetime(),
+        secure_erase: disk.has_secure_erase(),
+        ignore_flush: disk.cache() == Cache::Unsafe,
+        ignore_discard: disk.discard() == Discard::Ignore,
+        memory: QueueMemory::of(Arc::clone(device.budget())),
+        overlaps: Some((Arc::clone(disk.overlaps()), wake)),
+        ..QueueConfig::new(depth, device.config().limits())
     }
 }
 

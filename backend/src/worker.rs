@@ -10,6 +10,8 @@ use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sluice_blk::overlap::Wake as WakeQueue;
+
 use crate::event::Event;
 use crate::reactor::{Reactor, Wake};
 use crate::service::{Service, ServiceSetup, StartError};
@@ -75,6 +77,13 @@ impl Mailbox {
 
     fn lock(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl WakeQueue for Mailbox {
+    /// An empty mailbox makes the worker look at all of its rings, too.
+    fn wake(&self) {
+        self.event.notify();
     }
 }
 
@@ -171,7 +180,8 @@ impl Worker {
     }
 
     fn start(&mut self, setup: ServiceSetup) -> Result<RingId, StartError> {
-        let service = Service::start(setup, self.reactor.ring())?;
+        let service =
+            Service::start(setup, self.reactor.ring(), Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>)?;
         let token = self.next_token;
         self.reactor.watch(service.kick_fd().as_fd(), token).map_err(StartError::Host)?;
         self.next_token = (token + 1) % Self::MAILBOX;

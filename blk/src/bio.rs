@@ -37,6 +37,8 @@ pub enum Op {
         /// Durable on completion.
         fua: bool,
     },
+    /// The range is erased so that nothing can be recovered (Linux: `REQ_OP_SECURE_ERASE`).
+    SecureErase,
     /// Who the disk is, written to the memory. A pass-through command (Linux: `REQ_OP_DRV_IN`).
     DeviceId,
 }
@@ -56,9 +58,11 @@ impl Op {
     pub fn direction(self) -> Direction {
         match self {
             Self::Read | Self::DeviceId => Direction::FromDisk,
-            Self::Write { .. } | Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => {
-                Direction::ToDisk
-            }
+            Self::Write { .. }
+            | Self::Flush
+            | Self::Discard { .. }
+            | Self::SecureErase
+            | Self::WriteZeroes { .. } => Direction::ToDisk,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the disk is. After that a disk does not change; each queue gets an [`Engine`] of its own on it.
 
 mod identity;
+mod lifetime;
 mod open;
 mod topology;
 
@@ -19,6 +20,7 @@ use crate::engine::sync::SyncEngine;
 use crate::engine::uring::UringEngine;
 use crate::engine::{Backing, Engine};
 use crate::limits::QueueLimits;
+use crate::overlap::Overlaps;
 use crate::sector::Sector;
 
 /// How the host's page cache and the disk's write cache are used: QEMU's words, with QEMU's meaning.
@@ -136,8 +138,72 @@ pub struct DiskOptions {
     pub cache: Option<Cache>,
     /// Which engine moves the data.
     pub engine: EngineKind,
-    /// The logical block size that the guest sees: 512 or 4096. `None`: what the disk has.
+    /// The logical block size that the guest sees: 512 or 4096. `None`: what the disk has. Smaller than what the disk
+    /// has, parts of its blocks are read, changed and written.
     pub logical_block_size: Option<u32>,
+    /// What discards do.
+    pub discard: Discard,
+    /// Whether the guest may have ranges zeroed.
+    pub write_zeroes: bool,
+    /// The unit in which the guest shall discard, in bytes. `None`: what the disk has.
+    pub discard_granularity: Option<u32>,
+    /// Where the guest's discards shall begin: at multiples of this, in bytes. `None`: the granularity.
+    pub discard_alignment: Option<u32>,
+}
+
+impl DiskOptions {
+    /// A disk at `path`, with all else as it is by default.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            cache: None,
+            engine: EngineKind::default(),
+            logical_block_size: None,
+            discard: Discard::default(),
+            write_zeroes: true,
+            discard_granularity: None,
+            discard_alignment: None,
+        }
+    }
+}
+
+/// What discards do: QEMU's words, with QEMU's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Discard {
+    /// They give space back.
+    #[default]
+    Unmap,
+    /// They do nothing, and zeroes keep their space.
+    Ignore,
+}
+
+impl Discard {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Unmap, Self::Ignore];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Unmap => "unmap",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
+impl fmt::Display for Discard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+impl FromStr for Discard {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let found = Self::ALL.into_iter().find(|discard| discard.word() == word);
+        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected: "unmap, ignore" })
+    }
 }
 
 /// An opened disk.
@@ -151,6 +217,12 @@ pub struct Disk {
     read_only: bool,
     engine: EngineKind,
     identity: String,
+    discard: Discard,
+    write_zeroes: bool,
+    secure_erase: bool,
+    lifetime: Option<[u8; 6]>,
+    /// Which parts of the disk its queues write to, where that matters.
+    overlaps: Arc<Overlaps>,
 }
 
 impl Disk {
@@ -202,6 +274,37 @@ impl Disk {
     #[must_use]
     pub fn serial(&self) -> &str {
         &self.identity
+    }
+
+    /// What discards do.
+    #[must_use]
+    pub fn discard(&self) -> Discard {
+        self.discard
+    }
+
+    /// Whether the guest may have ranges zeroed.
+    #[must_use]
+    pub fn has_write_zeroes(&self) -> bool {
+        self.write_zeroes && !self.read_only
+    }
+
+    /// Whether ranges can be erased so that nothing can be recovered.
+    #[must_use]
+    pub fn has_secure_erase(&self) -> bool {
+        self.secure_erase && !self.read_only
+    }
+
+    /// How worn the disk is, where it knows, as virtio says it: three little-endian 16-bit numbers (virtio 1.3, 5.2.6:
+    /// `struct virtio_blk_lifetime`).
+    #[must_use]
+    pub fn lifetime(&self) -> Option<[u8; 6]> {
+        self.lifetime
+    }
+
+    /// Which parts of the disk its queues write to.
+    #[must_use]
+    pub fn overlaps(&self) -> &Arc<Overlaps> {
+        &self.overlaps
     }
 
     /// An engine with room for `depth` requests, for a queue on the calling thread. `ring` is the thread's, where it

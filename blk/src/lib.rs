@@ -12,6 +12,7 @@
 //! | [`limits`] | what a disk can take | `struct queue_limits` |
 //! | [`bio`] | bios, chains of them, and their pool | `struct bio`, `struct bio_set` |
 //! | [`split`] | how much of a bio is one legal piece, and whether it bounces | `blk-merge.c`, `blk_queue_bounce` |
+//! | [`overlap`] | who writes to which blocks, where guests write parts of them | none |
 //! | [`request`] | requests, tags, status | `struct request`, `blk_status_t` |
 //! | [`queue`] | submit, make_request, dispatch, reap | `struct request_queue` |
 //! | [`disk`] | an opened disk: capacity, identity, limits | `struct gendisk` |
@@ -22,6 +23,7 @@ pub mod bio;
 pub mod disk;
 pub mod engine;
 pub mod limits;
+pub mod overlap;
 pub mod queue;
 pub mod request;
 pub mod sector;

@@ -7,32 +7,48 @@
 //!              └─────────── short, interrupted, fallback ────────────┘
 //! ```
 //!
-//! One queue belongs to one thread; nothing in it is shared or locked, and after [`RequestQueue::new`] nothing in it
-//! allocates but a full engine that hands a request back. Everything is bounded by `depth`, the number of chains that
-//! may be submitted at a time.
+//! One queue belongs to one thread; nothing in it is shared or locked (but for [`Overlaps`], on disks whose guests write
+//! parts of blocks), and after [`RequestQueue::new`] nothing in it allocates but from its [`Arena`], and a full engine that hands a request back. Everything is
+//! bounded by `depth`, the number of chains that may be submitted at a time.
 //!
-//! The contracts of the manual page blk_make_request(9) hold as follows. [`RequestQueue::make_request`] is the
-//! parallel of [`RequestQueue::submit`] for pass-through commands. A chain whose bios do not all have the direction
-//! of the first is handed back. Nothing here sleeps: where memory for a bounce buffer is short, the bio is parked and
-//! goes on when memory returns, and the part of its chain that came before it is under way meanwhile: a partial
-//! allocation is progress, not an error. There is always progress, since a reserve large enough for one piece is used only by pieces, and a piece
-//! gives it back when it is done.
+//! # What blk_make_request(9) asks for
+//!
+//! - "blk_make_request is the parallel of generic_make_request for BLOCK_PC type commands. Where the struct request needs
+//!   to be farther initialized by the caller": [`RequestQueue::make_request`] is the parallel of
+//!   [`RequestQueue::submit`]; its [`Passthrough`] is initialised with a [`PassthroughCommand`] and then executed.
+//! - "It may be a chained-bio": both take chains. "The caller must make sure that bi_io_vec are set to describe the memory
+//!   buffers": ranges are as long as their memory. "And all bio's in the passed bio-chain are properly set
+//!   accordingly": a chain whose bios do not all have the direction of the first is handed back.
+//! - "If called under none-sleepable conditions, mapped bio buffers must not need bouncing [...]. Otherwise the call to
+//!   blk_queue_bounce will BUG": a chain that needs bouncing when there is no memory at once is handed back.
+//! - "You cannot use __GFP_WAIT for anything but the first bio in the chain": a head is taken from the guest's ring only
+//!   when [`RequestQueue::can_accept`] says that all bios of any chain can be had; so what waits is the first, in the
+//!   ring, and the others come without waiting.
+//! - "If possible a big IO should be split into smaller parts when allocation fails. Partial allocation should not be an
+//!   error, or you risk a live-lock": a piece that has to be bounced is as large as there is memory for; the rest is
+//!   parked and goes on when memory returns. There is always progress, since a reserve large enough for a piece is used
+//!   only by pieces, and a piece gives it back when it is done.
+
+mod end;
+mod passthrough;
+mod start;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use sluice_mem::PAGE_SIZE;
 use sluice_mem::bounce::Bounce;
+use sluice_mem::budget::Budget;
 use sluice_mem::gfp::Gfp;
 use sluice_mem::kzalloc::Arena;
 
-use crate::bio::{Bio, BioChain, BioSet, Op};
+pub use self::passthrough::{Passthrough, PassthroughCommand};
+use crate::bio::{Bio, BioChain, BioSet};
 use crate::engine::Engine;
 use crate::limits::QueueLimits;
-use crate::request::{Command, IoResult, Request, Status, TagSet};
-use crate::split::{BounceReason, Piece, next_piece};
+use crate::overlap::{Overlaps, Wake, Writer};
+use crate::request::{IoResult, Request, Status, TagSet};
 use crate::stats::Stats;
 
 /// What a queue is made for.
@@ -42,10 +58,74 @@ pub struct QueueConfig {
     pub depth: u16,
     /// What the disk can take.
     pub limits: QueueLimits,
-    /// What [`Passthrough::device_id`] answers.
+    /// What [`PassthroughCommand::DeviceId`] answers.
     pub device_id: Vec<u8>,
+    /// What [`PassthroughCommand::Lifetime`] answers, where the disk knows.
+    pub lifetime: Option<[u8; 6]>,
+    /// The disk can erase so that nothing can be recovered.
+    pub secure_erase: bool,
     /// Flushes are answered without asking the disk (QEMU: `cache=unsafe`).
     pub ignore_flush: bool,
+    /// Discards are answered without asking the disk, and zeroes keep their space (QEMU: `discard=ignore`).
+    pub ignore_discard: bool,
+    /// What the queue's memory is charged to.
+    pub memory: QueueMemory,
+    /// Who else writes to the disk, and what wakes the queue's thread. Used where the limits have partial blocks; `None`
+    /// where the queue is the only one.
+    pub overlaps: Option<(Arc<Overlaps>, Arc<dyn Wake>)>,
+}
+
+impl QueueConfig {
+    /// A queue for `depth` chains on a disk with `limits`, with nothing special about it and a budget of its own.
+    #[must_use]
+    pub fn new(depth: u16, limits: QueueLimits) -> Self {
+        Self {
+            depth,
+            limits,
+            device_id: Vec::new(),
+            lifetime: None,
+            secure_erase: false,
+            ignore_flush: false,
+            ignore_discard: false,
+            memory: QueueMemory::default(),
+            overlaps: None,
+        }
+    }
+}
+
+/// What memory a queue may use for tables of pieces and for bounce buffers. In bytes.
+#[derive(Debug, Clone)]
+pub struct QueueMemory {
+    /// What it is charged to.
+    pub budget: Arc<Budget>,
+    /// What is set aside for progress, charged when the queue is made: [`QueueMemory::RESERVE_MIN`] at least.
+    pub reserve: usize,
+    /// The most that is used, reserve included.
+    pub most: usize,
+}
+
+impl QueueMemory {
+    /// The smallest reserve with which there is progress: a bounce buffer for one block, its table, and a table for what
+    /// was cut.
+    pub const RESERVE_MIN: usize = 3 * PAGE_SIZE;
+    /// The reserve for a piece of the largest size.
+    pub const RESERVE: usize = Bounce::RESERVE_BYTES + PAGE_SIZE;
+    /// The least that a queue needs, charged when it is made: the reserve, and tables for one chain.
+    pub const LEAST: usize = Self::RESERVE + RequestQueue::PAGES_TO_ACCEPT * PAGE_SIZE;
+    /// So much that memory is no bottleneck: 64 KiB for each of 256 requests.
+    pub const MOST: usize = 16 * 1024 * 1024;
+
+    /// Memory out of `budget`, of which a queue may use [`QueueMemory::MOST`].
+    #[must_use]
+    pub fn of(budget: Arc<Budget>) -> Self {
+        Self { budget, reserve: Self::RESERVE, most: Self::MOST }
+    }
+}
+
+impl Default for QueueMemory {
+    fn default() -> Self {
+        Self::of(Budget::new("queue's", Self::MOST))
+    }
 }
 
 /// A chain that is done.
@@ -72,6 +152,9 @@ pub enum RefuseReason {
     /// As many chains are submitted as the queue was made for.
     #[error("the queue is full")]
     Full,
+    /// Memory would have to be bounced, and there is none for that at once.
+    #[error("there is no memory to bounce the chain's")]
+    NoMemory,
 }
 
 /// A chain that was not accepted, as it was.
@@ -82,23 +165,6 @@ pub struct Refused {
     pub chain: BioChain,
     /// Why.
     pub reason: RefuseReason,
-}
-
-/// A pass-through request that the caller initialises and then executes (blk_make_request(9): "where the struct
-/// request needs to be farther initialized by the caller").
-#[derive(Debug)]
-#[must_use]
-pub struct Passthrough {
-    chain: BioChain,
-    op: Option<Op>,
-}
-
-impl Passthrough {
-    /// Makes it the question who the disk is.
-    pub fn device_id(mut self) -> Self {
-        self.op = Some(Op::DeviceId);
-        self
-    }
 }
 
 /// A chain under way.
@@ -138,7 +204,24 @@ pub struct RequestQueue {
     /// The last dispatch had to stop, and nothing has come back from the engine since.
     stalled: bool,
     unsupported: Unsupported,
+    writes: Option<Writes>,
     stats: Arc<Stats>,
+}
+
+/// This queue among those that write to the same disk.
+struct Writes {
+    overlaps: Arc<Overlaps>,
+    writer: Writer,
+    /// It was refused a range and has a claim on it.
+    has_claim: bool,
+}
+
+/// A queue that waits only for itself need not be woken.
+#[derive(Debug)]
+struct Awake;
+
+impl Wake for Awake {
+    fn wake(&self) {}
 }
 
 impl std::fmt::Debug for RequestQueue {
@@ -151,13 +234,15 @@ impl std::fmt::Debug for RequestQueue {
 }
 
 impl RequestQueue {
-    /// How often in a row an engine may say "interrupted" or "again" of one request.
-    const RETRIES_MAX: u8 = 64;
+    /// The most pages that a chain takes before it is submitted: a table for each bio, and a page for a pass-through
+    /// command to bounce.
+    const PAGES_TO_ACCEPT: usize = BioSet::CHAIN_MAX + 1;
 
     /// A queue over `engine`, which must take as many requests as [`RequestQueue::tags`] says.
     ///
     /// # Errors
-    /// When there is no address space for the arena.
+    /// When the budget has no room for what the queue needs at least (the reserve, and the tables of one chain: it is
+    /// charged now, so that other users of the budget can never stop the queue), or there is no address space.
     ///
     /// # Panics
     /// When the limits are [not ones](QueueLimits::are_sound) that a disk can have.
@@ -166,9 +251,22 @@ impl RequestQueue {
         let depth = usize::from(config.depth);
         let bios = BioSet::new(depth);
         let tags = Self::tags(config.depth);
-        let reserve = Bounce::RESERVE_BYTES + PAGE_SIZE;
-        let tables = depth.max(BioSet::CHAIN_MAX) * PAGE_SIZE;
-        let arena = Arena::new(2 * reserve + tables, reserve)?;
+        let QueueMemory { budget, reserve, most } = &config.memory;
+        assert!(
+            *reserve >= QueueMemory::RESERVE_MIN,
+            "a reserve of {reserve} bytes is too small for progress"
+        );
+        let arena = Arena::within(budget, *most, *reserve, Gfp::NOWAIT)?;
+        if !arena.prepare(Self::PAGES_TO_ACCEPT, Gfp::NOWAIT) {
+            let message =
+                format!("there is no memory for one request in {most} bytes, {reserve} of them in reserve");
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
+        }
+        let writes = config.limits.has_partial_blocks().then(|| {
+            let (overlaps, wake) = config.overlaps.clone().unwrap_or((Arc::default(), Arc::new(Awake)));
+            let writer = overlaps.register(usize::from(tags), wake);
+            Writes { overlaps, writer, has_claim: false }
+        });
         let no_chain = Chain { cookie: 0, pending: 0, status: Status::Ok, bytes: 0 };
         Ok(Self {
             engine,
@@ -184,6 +282,7 @@ impl RequestQueue {
             config,
             stalled: false,
             unsupported: Unsupported::default(),
+            writes,
             stats: Arc::default(),
         })
     }
@@ -198,9 +297,7 @@ impl RequestQueue {
     /// the guest's ring: what is not taken waits there.
     #[must_use]
     pub fn can_accept(&self) -> bool {
-        !self.is_full()
-            && self.bios.has_chain()
-            && self.arena.available_pages(Gfp::Nowait) >= BioSet::CHAIN_MAX
+        !self.is_full() && self.bios.has_chain() && self.arena.prepare(Self::PAGES_TO_ACCEPT, Gfp::NOWAIT)
     }
 
     /// Where the bios of chains for this queue come from.
@@ -241,43 +338,6 @@ impl RequestQueue {
         let chain = Self::check(chain)?;
         assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory: {chain:?}");
         self.park_chain(chain, cookie)
-    }
-
-    /// Makes a pass-through request of a mapped chain, to be initialised and then given to
-    /// [`RequestQueue::execute`] (Linux: `blk_make_request`).
-    ///
-    /// # Errors
-    /// Hands the chain back when it is empty or not of one direction.
-    pub fn make_request(&self, chain: BioChain) -> Result<Passthrough, Refused> {
-        Self::check(chain).map(|chain| Passthrough { chain, op: None })
-    }
-
-    /// Executes a pass-through request (Linux: `blk_execute_rq_nowait`). One that was not initialised fails.
-    ///
-    /// # Errors
-    /// Hands the chain back when the queue is full.
-    pub fn execute(&mut self, request: Passthrough, cookie: u32) -> Result<(), Refused> {
-        let Passthrough { chain, op } = request;
-        if self.is_full() {
-            return Err(Refused { chain, reason: RefuseReason::Full });
-        }
-        let completed = match op {
-            Some(_) => Completed { cookie, status: Status::Ok, bytes: self.write_device_id(&chain) },
-            None => Completed { cookie, status: Status::NotSupp, bytes: 0 },
-        };
-        self.bios.put_chain(chain);
-        self.stats.chains.add(1);
-        self.done.push_back(completed);
-        Ok(())
-    }
-
-    fn write_device_id(&self, chain: &BioChain) -> u32 {
-        let mut left = &self.config.device_id[..];
-        for bio in chain.iter() {
-            left = &left[bio.sg.write(left)..];
-        }
-        let written = self.config.device_id.len() - left.len();
-        u32::try_from(written).expect("an id is short")
     }
 
     fn check(chain: BioChain) -> Result<BioChain, Refused> {
@@ -357,258 +417,32 @@ impl RequestQueue {
     pub fn has_parked(&self) -> bool {
         !self.stalled && self.parked.len() + self.again.len() > 0
     }
+}
 
-    /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
-    fn start(&mut self, mut bio: Box<Bio>) -> Result<(), Box<Bio>> {
-        if self.chains[bio.chain as usize].status != Status::Ok {
-            // Another part of the same chain has failed, so this part need not be tried.
-            self.finish(bio, Status::IoErr);
-            return Ok(());
-        }
-        let command = match self.next_step(&bio) {
-            Step::Run(command) => command,
-            Step::End(status) => {
-                self.finish(bio, status);
-                return Ok(());
-            }
-        };
-        if let (Op::WriteZeroes { .. }, Command::Write { .. }) = (bio.op, command) {
-            bio.zero_by_writing = true;
-        }
-        let piece = next_piece(&bio, &self.config.limits);
-        if !self.has_room(&bio, piece) {
-            return Err(bio);
-        }
-        let bios = match piece.bounce {
-            Some(BounceReason::Fragmented) => self.join(bio, piece.bytes),
-            _ => self.cut(bio, piece.bytes),
-        };
-        let bounce = piece.bounce.map(|reason| self.bounce(&bios, piece.bytes, command, reason));
-        let tag = self.tags.try_take().expect("has_room has seen it");
-        if let Err(request) = self.give(Request::new(tag, command, bios, bounce)) {
-            self.again.push_front(*request);
-        }
-        Ok(())
-    }
-
-    /// What the disk has to do for a bio.
-    fn next_step(&self, bio: &Bio) -> Step {
-        let durable = |fua: bool| fua && !self.config.ignore_flush;
-        match bio.op {
-            Op::Flush if self.config.ignore_flush => Step::End(Status::Ok),
-            Op::Flush => Step::Run(Command::Sync),
-            Op::DeviceId => Step::End(Status::NotSupp),
-            _ if bio.range.len() == 0 => Step::End(Status::Ok),
-            Op::Read => Step::Run(Command::Read),
-            Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
-            Op::Discard { .. } if self.unsupported.discard => Step::End(Status::Ok),
-            Op::Discard { .. } => Step::Run(Command::Discard),
-            Op::WriteZeroes { unmap: true, .. } if !self.unsupported.zero_unmap && !bio.zero_by_writing => {
-                Step::Run(Command::Zero { unmap: true })
-            }
-            Op::WriteZeroes { .. } if !self.unsupported.zero && !bio.zero_by_writing => {
-                Step::Run(Command::Zero { unmap: false })
-            }
-            Op::WriteZeroes { fua, .. } => Step::Run(Command::Write { dsync: durable(fua) }),
-        }
-    }
-
-    /// Whether all that a piece of a bio needs is there. One thread owns it all, so it still is a moment later.
-    fn has_room(&self, bio: &Bio, piece: Piece) -> bool {
-        let cut = piece.bytes != bio.range.len();
-        let bounce_pages = piece.bounce.map_or(0, |_| bytes_in_memory(piece.bytes).div_ceil(PAGE_SIZE) + 1);
-        self.tags.available()
-            && (!cut || self.bios.available() > 0)
-            && self.arena.available_pages(Gfp::Atomic) >= usize::from(cut) + bounce_pages
-    }
-
-    /// The first `bytes` of a bio. What is left of it goes back to the front of the FIFO.
-    fn cut(&mut self, mut bio: Box<Bio>, bytes: u64) -> Box<Bio> {
-        if bytes == bio.range.len() {
-            return bio;
-        }
-        let range = bio.range.take_front(bytes);
-        let mut front = self.bios.try_take(bio.op, range).expect("has_room has seen it");
-        front.chain = bio.chain;
-        front.zero_by_writing = bio.zero_by_writing;
-        if !bio.zero_by_writing {
-            let sg = bio.sg.split_front(bytes_in_memory(bytes), &self.arena, Gfp::Atomic);
-            front.sg = sg.expect("has_room has seen it");
-        }
-        self.chains[bio.chain as usize].pending += 1;
-        self.stats.splits.add(1);
-        self.parked.push_front(bio);
-        front
-    }
-
-    /// A bio that ends within a block, and after it the bios of its chain that have the rest of the block.
-    fn join(&mut self, mut bios: Box<Bio>, block: u64) -> Box<Bio> {
-        let (mut bytes, start) = (bios.range.len(), bios.range.offset());
-        while bytes < block {
-            let next =
-                self.parked.pop_front().expect("a chain is whole blocks, and its bios follow one another");
-            assert_eq!(next.chain, bios.chain, "a chain is whole blocks");
-            assert_eq!(next.range.offset(), start + bytes, "a block that bios share is one range");
-            let take = next.range.len().min(block - bytes);
-            let next = self.cut(next, take);
-            bytes += take;
-            bios.append(next);
-        }
-        bios
-    }
-
-    fn bounce(&self, bios: &Bio, bytes: u64, command: Command, reason: BounceReason) -> Bounce {
-        let bounce =
-            Bounce::alloc(&self.arena, bytes_in_memory(bytes), Gfp::Atomic).expect("has_room has seen it");
-        let has_data = reason != BounceReason::Zeroes;
-        if has_data && matches!(command, Command::Write { .. }) {
-            let mut offset = 0;
-            for bio in bios.list() {
-                bounce.copy_in(offset, &bio.sg);
-                offset += bio.sg.bytes();
-            }
-        }
-        self.stats.bounced(reason);
-        bounce
-    }
-
-    fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
-        self.engine.submit(request)?;
-        self.stats.requests.add(1);
-        Ok(())
-    }
-
-    /// A request came back from the engine.
-    fn end(&mut self, mut request: Request, result: IoResult) {
-        self.stalled = false;
-        let left = request.len();
-        match (request.command, result) {
-            (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {
-                self.moved(request, count);
-            }
-            (Command::Sync, Ok(_)) => self.finish_request(request, Status::Ok),
-            (Command::Discard | Command::Zero { .. }, Ok(_)) => self.changed(request),
-            (_, Err(Errno::INTR | Errno::AGAIN)) if request.retries < Self::RETRIES_MAX => {
-                request.retries += 1;
-                self.again.push_back(request);
-            }
-            (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
-                self.fall_back(request);
-            }
-            (_, result) => {
-                self.log_failure(&request, result);
-                self.finish_request(request, Status::IoErr);
-            }
-        }
-    }
-
-    /// `count` bytes were read or written; when that is not all, the rest is tried.
-    fn moved(&mut self, mut request: Request, count: u32) {
-        if request.command == Command::Read {
-            // What a chain has in memory was checked to fit a u32.
-            let chain = &mut self.chains[request.bio().chain as usize];
-            chain.bytes = chain.bytes.saturating_add(count);
-            self.stats.bytes_read.add(u64::from(count));
-        } else {
-            self.stats.bytes_written.add(u64::from(count));
-        }
-        let mut left = count;
-        while let Some(bio) = request.advance(&mut left) {
-            self.finish(bio, Status::Ok);
-        }
-        request.retries = 0;
-        if request.len() == 0 {
-            self.finish_request(request, Status::Ok);
-        } else {
-            self.again.push_back(request);
-        }
-    }
-
-    /// A range was discarded or zeroed; with FUA that still has to be made durable.
-    fn changed(&mut self, mut request: Request) {
-        let fua = matches!(request.bio().op, Op::Discard { fua: true } | Op::WriteZeroes { fua: true, .. });
-        if fua && !self.config.ignore_flush {
-            request.command = Command::Sync;
-            self.again.push_back(request);
-        } else {
-            self.finish_request(request, Status::Ok);
-        }
-    }
-
-    /// The disk does not know the command: the next best way, for this request and all that follow.
-    fn fall_back(&mut self, request: Request) {
-        match request.command {
-            Command::Zero { unmap: true } => self.unsupported.zero_unmap = true,
-            Command::Zero { unmap: false } => self.unsupported.zero = true,
-            _ => self.unsupported.discard = true,
-        }
-        log::info!("the disk cannot {:?}; going on without", request.command);
-        let (tag, bio) = request.into_parts();
-        self.tags.put(tag);
-        self.parked.push_front(bio);
-    }
-
-    /// The first failures are told, then ever fewer: a guest must not fill the log.
-    fn log_failure(&self, request: &Request, result: IoResult) {
-        let count = self.stats.failed.value() + 1;
-        if !count.is_power_of_two() {
-            return;
-        }
-        let (command, offset, len) = (request.command, request.offset(), request.len());
-        match result {
-            Ok(moved) => log::warn!(
-                "{command:?} of {len} bytes at {offset} moved {moved}: is the file shorter than it was? \
-                 (failure {count} of this queue)"
-            ),
-            Err(e) => {
-                log::warn!("{command:?} of {len} bytes at {offset}: {e} (failure {count} of this queue)")
-            }
-        }
-    }
-
-    fn finish_request(&mut self, request: Request, status: Status) {
-        let (tag, bios) = request.into_parts();
-        self.tags.put(tag);
-        let mut next = Some(bios);
-        while let Some(mut bio) = next {
-            next = bio.next.take();
-            self.finish(bio, status);
-        }
-    }
-
-    /// A bio is done; with the last of its chain the chain is.
-    fn finish(&mut self, bio: Box<Bio>, status: Status) {
-        let index = bio.chain;
-        self.bios.put(bio);
-        let chain = &mut self.chains[index as usize];
-        if chain.status == Status::Ok {
-            chain.status = status;
-        }
-        chain.pending -= 1;
-        if chain.pending == 0 {
-            let Chain { cookie, status, bytes, .. } = *chain;
-            self.stats.chains.add(1);
-            self.stats.failed.add(u64::from(status == Status::IoErr));
-            self.free_chains.push(index);
-            self.done.push_back(Completed { cookie, status, bytes });
+impl Drop for RequestQueue {
+    fn drop(&mut self) {
+        if let Some(Writes { overlaps, writer, .. }) = self.writes.take() {
+            // What is in flight holds its blocks until the engine has waited for it.
+            self.engine = Box::new(NoEngine);
+            overlaps.unregister(writer);
         }
     }
 }
 
-/// What is to be done with a bio.
-enum Step {
-    Run(Command),
-    End(Status),
+/// Stands in for an engine that is gone.
+struct NoEngine;
+
+impl Engine for NoEngine {
+    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+        Err(Box::new(request))
+    }
+
+    fn reap(&mut self, _done: &mut Vec<(Request, IoResult)>) {}
 }
 
 /// The length of a piece, which fits the address space as it is at most [`QueueLimits::BYTES_MAX`].
 fn bytes_in_memory(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a piece is small")
-}
-
-/// What systems say of an fallocate(2) or a command that they do not know.
-fn is_unsupported(error: Errno) -> bool {
-    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::NODEV)
 }
 
 #[cfg(test)]

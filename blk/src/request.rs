@@ -8,6 +8,8 @@ use sluice_mem::bounce::Bounce;
 use sluice_mem::sglist::SgList;
 
 use crate::bio::Bio;
+use crate::overlap::Held;
+use crate::sector::DiskRange;
 
 /// What an engine does. The offset and length are the request's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum Command {
     Sync,
     /// Give the range's space back; its contents do not matter.
     Discard,
+    /// Erase the range so that nothing can be recovered.
+    SecureErase,
     /// Make the range read as zeroes; with `unmap` its space is given back.
     Zero {
         /// Give the space back.
@@ -97,6 +101,15 @@ pub enum Status {
 /// What an engine says of a request: how many bytes it moved, or the system's error.
 pub type IoResult = Result<u32, rustix::io::Errno>;
 
+/// A part of one disk block: the block is read, and for a write changed and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Partial {
+    /// Where in the block the bio begins.
+    pub(crate) skip: usize,
+    /// How many bytes of the block the bio has.
+    pub(crate) len: usize,
+}
+
 /// One operation for an engine.
 #[derive(Debug)]
 pub struct Request {
@@ -104,8 +117,12 @@ pub struct Request {
     pub(crate) command: Command,
     /// The bios that the operation does, one after the other on the disk. More than one only with `bounce`.
     bios: Box<Bio>,
-    len: u64,
-    bounce: Option<Bounce>,
+    /// What is still to do on the disk.
+    range: DiskRange,
+    pub(crate) bounce: Option<Bounce>,
+    pub(crate) partial: Option<Partial>,
+    /// The blocks that nobody else may write to meanwhile.
+    pub(crate) held: Option<Held>,
     /// How often in a row the engine said "again" without moving a byte.
     pub(crate) retries: u8,
 }
@@ -114,8 +131,20 @@ impl Request {
     /// A request for `bios`, whose memory is that of the only bio, or of `bounce`.
     pub(crate) fn new(tag: Tag, command: Command, bios: Box<Bio>, bounce: Option<Bounce>) -> Self {
         debug_assert!(bios.next.is_none() || bounce.is_some());
-        let len = bios.list().map(|bio| bio.range.len()).sum();
-        Self { tag, command, bios, len, bounce, retries: 0 }
+        let more = bios.list().skip(1).map(|bio| bio.range.len()).sum();
+        let range = bios.range.extended(more);
+        Self { tag, command, bios, range, bounce, partial: None, held: None, retries: 0 }
+    }
+
+    /// A request for a bio that is a part of a block of `block` bytes, which `bounce` stands in for. It begins with
+    /// reading the block.
+    pub(crate) fn part_of_block(tag: Tag, bio: Box<Bio>, block: u64, bounce: Bounce) -> Self {
+        let range = bio.range.around(block);
+        let in_block = |bytes: u64| usize::try_from(bytes).expect("a block is small");
+        let partial =
+            Partial { skip: in_block(bio.range.offset() - range.offset()), len: in_block(bio.range.len()) };
+        debug_assert_eq!(range.len(), block, "a part of one block");
+        Self { range, partial: Some(partial), ..Self::new(tag, Command::Read, bio, Some(bounce)) }
     }
 
     /// Its number among the requests in flight.
@@ -133,14 +162,14 @@ impl Request {
     /// Where on the disk it starts, in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.bios.range.offset()
+        self.range.offset()
     }
 
     /// How many bytes of the disk it concerns. 0 for [`Command::Sync`] of a flush.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a request is never empty, a flush has no range")]
     pub fn len(&self) -> u64 {
-        self.len
+        self.range.len()
     }
 
     /// The memory that the disk shall use: `len` bytes for reads and writes. What its pieces point to is valid while
@@ -159,12 +188,12 @@ impl Request {
     /// and not the last: to be called again with what is left of `count` until it returns none.
     pub(crate) fn advance(&mut self, count: &mut u32) -> Option<Box<Bio>> {
         let now = u32::try_from(self.bios.range.len()).unwrap_or(u32::MAX).min(*count);
-        let done = self.bios.range.take_front(u64::from(now)).len();
         *count -= now;
-        self.len -= done;
+        let _ = self.range.take_front(u64::from(now));
+        let _ = self.bios.range.take_front(u64::from(now));
         if let Some(bounce) = &mut self.bounce {
             if self.command == Command::Read {
-                bounce.copy_out(&self.bios.sg, now as usize);
+                bounce.copy_out(0, &self.bios.sg, now as usize);
             }
             bounce.advance(now as usize);
         }

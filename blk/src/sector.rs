@@ -67,6 +67,20 @@ impl DiskRange {
         Self { offset: 0, len: 0 }
     }
 
+    /// The blocks of `block` bytes, a power of two, that the range touches.
+    #[must_use]
+    pub(crate) fn around(self, block: u64) -> Self {
+        let offset = self.offset - self.offset % block;
+        let end = (self.offset + self.len).next_multiple_of(block);
+        Self { offset, len: end - offset }
+    }
+
+    /// The range with `len` bytes more after it.
+    #[must_use]
+    pub(crate) fn extended(self, len: u64) -> Self {
+        Self { offset: self.offset, len: self.len + len }
+    }
+
     /// The first byte.
     #[must_use]
     pub fn offset(self) -> u64 {

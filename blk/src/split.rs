@@ -10,10 +10,16 @@ use crate::limits::QueueLimits;
 /// Why the memory of a piece cannot be given to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BounceReason {
-    /// An address or a length is no multiple of what the disk's direct I/O asks for.
+    /// An address or a length is no multiple of what the disk asks for.
     Misaligned,
+    /// The kernel cannot hold on to the memory, as direct I/O asks it to.
+    Unaddressable,
+    /// The disk needs memory that does not change while it is written.
+    StableWrites,
     /// The memory of one logical block is in more pieces than one bio has.
     Fragmented,
+    /// The piece is a part of what the disk reads and writes at once.
+    PartialBlock,
     /// There is no memory: the zeroes that are written come from pages of ours.
     Zeroes,
 }
@@ -30,27 +36,56 @@ pub struct Piece {
 
 /// The largest front of `bio` that a disk with `limits` can take.
 ///
-/// It is whole logical blocks, and never of no bytes unless the bio is.
+/// It is whole logical and disk blocks, but where that is not possible: then it is what the bio has of one disk block,
+/// with [`BounceReason::PartialBlock`]. It is never of no bytes unless the bio is.
+///
+/// ```text
+///                    disk block          disk block          disk block
+/// bio          |          [=========|===================|=====]             |
+/// pieces                   partial     whole, in place    partial
+/// ```
 #[must_use]
 pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     let len = bio.range.len();
-    if bio.zero_by_writing {
-        return Piece { bytes: len.min(u64::from(limits.max_bytes)), bounce: Some(BounceReason::Zeroes) };
+    if matches!(bio.op, Op::Flush | Op::DeviceId) {
+        return Piece { bytes: len, bounce: None };
     }
-    match bio.op {
-        Op::Read | Op::Write { .. } => {}
-        Op::Flush | Op::Discard { .. } | Op::WriteZeroes { .. } | Op::DeviceId => {
-            return Piece { bytes: len, bounce: None };
+    let unit = limits.unit();
+    if limits.has_partial_blocks() {
+        let skip = bio.range.offset() % unit;
+        if skip > 0 || len < unit {
+            return Piece { bytes: len.min(unit - skip), bounce: Some(BounceReason::PartialBlock) };
         }
     }
-    let block = u64::from(limits.logical_block_size);
-    let most = len.min(u64::from(limits.max_bytes));
-    let whole = most - most % block;
-    if whole == 0 {
-        return Piece { bytes: block, bounce: Some(BounceReason::Fragmented) };
+    let most = if moves_data(bio) { len.min(u64::from(limits.max_bytes)) } else { len };
+    let whole = most - most % unit;
+    if whole == 0 && len > 0 {
+        return Piece { bytes: unit, bounce: Some(BounceReason::Fragmented) };
     }
-    let aligned = bio.sg.is_aligned(limits.dma_alignment as usize);
-    Piece { bytes: whole, bounce: (!aligned).then_some(BounceReason::Misaligned) }
+    Piece { bytes: whole, bounce: bounce_reason(bio, whole, limits) }
+}
+
+/// Whether the disk is given memory for the bio.
+fn moves_data(bio: &Bio) -> bool {
+    bio.zero_by_writing || matches!(bio.op, Op::Read | Op::Write { .. })
+}
+
+/// Why the memory of a piece of `bytes`, whole blocks, has to be bounced, if it has to.
+fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceReason> {
+    if bio.zero_by_writing {
+        return Some(BounceReason::Zeroes);
+    }
+    if !moves_data(bio) {
+        return None;
+    }
+    let count = usize::try_from(bytes).expect("a piece that moves data is small");
+    if !bio.sg.is_aligned(count, limits.dma_alignment as usize, limits.length_alignment as usize) {
+        return Some(BounceReason::Misaligned);
+    }
+    if limits.needs_pinning && !bio.sg.is_pinnable() {
+        return Some(BounceReason::Unaddressable);
+    }
+    (limits.stable_writes && matches!(bio.op, Op::Write { .. })).then_some(BounceReason::StableWrites)
 }
 
 #[cfg(test)]

@@ -41,6 +41,12 @@ pub struct Stats {
     pub splits: Counter,
     /// Requests that were bounced since an address or length was misaligned.
     pub bounced_misaligned: Counter,
+    /// Requests that were bounced since the kernel cannot hold on to the guest's memory.
+    pub bounced_unaddressable: Counter,
+    /// Requests that were bounced since the memory of a write may not change.
+    pub bounced_stable_writes: Counter,
+    /// Requests that were bounced since they were a part of what the disk reads and writes at once.
+    pub bounced_partial_block: Counter,
     /// Requests that were bounced since one block was in more pieces than a bio has.
     pub bounced_fragmented: Counter,
     /// Requests that wrote zeroes since the disk could not make them itself.
@@ -50,11 +56,16 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn bounced(&self, reason: BounceReason) {
+    /// The requests that were bounced for `reason`.
+    #[must_use]
+    pub fn bounced(&self, reason: BounceReason) -> &Counter {
         match reason {
-            BounceReason::Misaligned => self.bounced_misaligned.add(1),
-            BounceReason::Fragmented => self.bounced_fragmented.add(1),
-            BounceReason::Zeroes => self.bounced_zeroes.add(1),
+            BounceReason::Misaligned => &self.bounced_misaligned,
+            BounceReason::Unaddressable => &self.bounced_unaddressable,
+            BounceReason::StableWrites => &self.bounced_stable_writes,
+            BounceReason::Fragmented => &self.bounced_fragmented,
+            BounceReason::PartialBlock => &self.bounced_partial_block,
+            BounceReason::Zeroes => &self.bounced_zeroes,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArgs;
-use crate::disk_args::DiskSpec;
+use crate::disk_args::{DiskSpec, parse_size};
 use crate::run::RunArgs;
 
 const ABOUT: &str = "Serves raw files and block devices as disks to virtual machines over vhost-user sockets";
@@ -52,7 +52,8 @@ when one disk cannot be served, none is.";
 
 const SERVE_EXAMPLES: &str = "\
 The keys of a disk are the options of `sluice --help` without the dashes: socket-path or fd, blk-file, read-only, \
-cache, num-queues, queue-size, serial, logical-block-size, engine. In --disk, a comma inside a value is written twice.
+cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, \
+write-zeroes, memory-budget, engine. In --disk, a comma inside a value is written twice.
 
 A configuration file:
   [[disk]]
@@ -112,6 +113,10 @@ pub(crate) struct ServeArgs {
     /// A TOML file with a table `[[disk]]` for each disk
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+
+    /// The most memory for the I/O of all disks together, such as 256M [default: what the disks may use each]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory_budget: Option<usize>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! num-queues = 4
 //! ```
 //!
+//! Beside the disks, `memory-budget` bounds the memory of all of them together.
+//!
 //! Every error of a file is found in one reading and names file, line and key. The values are read off the parsed
 //! document with their places, not through serde, which would stop at the first error and forget where it was.
 
@@ -17,14 +19,22 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::disk_args::{DiskSpec, Key, ValueKind};
+use crate::disk_args::{DiskSpec, Key, ValueKind, parse_size};
 use crate::plan::{Origin, UsageError};
 
-/// Reads the disks of a file's text; `path` is for the errors.
-pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<(DiskSpec, Origin)>, UsageError> {
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) disks: Vec<(DiskSpec, Origin)>,
+    /// The most memory for the I/O of all disks, in bytes.
+    pub(crate) memory_budget: Option<usize>,
+}
+
+/// Reads a file's text; `path` is for the errors.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, UsageError> {
     let mut reader = Reader { path, text, errors: Vec::new() };
-    let disks = reader.document();
-    if reader.errors.is_empty() { Ok(disks) } else { Err(UsageError(reader.errors)) }
+    let config = reader.document();
+    if reader.errors.is_empty() { Ok(config) } else { Err(UsageError(reader.errors)) }
 }
 
 struct Reader<'a> {
@@ -34,33 +44,37 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn document(&mut self) -> Vec<(DiskSpec, Origin)> {
+    fn document(&mut self) -> Config {
         let (document, syntax_errors) = DeTable::parse_recoverable(self.text);
         for error in &syntax_errors {
             self.complain(&error.span().unwrap_or(0..0), error.message());
         }
+        let mut config = Config::default();
         if !syntax_errors.is_empty() {
-            return Vec::new();
+            return config;
         }
-        let mut disks = Vec::new();
         let mut entries: Vec<_> = document.get_ref().iter().collect();
         entries.sort_by_key(|(name, _)| name.span().start);
         for (name, value) in entries {
             match (name.get_ref().as_ref(), value.get_ref()) {
-                ("disk", DeValue::Array(tables)) => disks = self.tables(tables),
+                ("disk", DeValue::Array(tables)) => config.disks = self.tables(tables),
                 ("disk", _) => {
                     self.complain(&name.span(), "disk: must be tables, each led by a line [[disk]]")
                 }
+                ("memory-budget", value) => match size(value) {
+                    Ok(size) => config.memory_budget = Some(size),
+                    Err(why) => self.complain(&name.span(), &format!("memory-budget: {why}")),
+                },
                 (other, _) => self.complain(
                     &name.span(),
-                    &format!("{other}: is unknown here; everything belongs below a line [[disk]]"),
+                    &format!("{other}: is unknown here; all but memory-budget belongs below a line [[disk]]"),
                 ),
             }
         }
-        if disks.is_empty() && self.errors.is_empty() {
+        if config.disks.is_empty() && self.errors.is_empty() {
             self.complain(&(0..0), "no disk is described: add a line [[disk]] and options below it");
         }
-        disks
+        config
     }
 
     fn tables(&mut self, tables: &[Spanned<DeValue<'_>>]) -> Vec<(DiskSpec, Origin)> {
@@ -105,12 +119,20 @@ impl Reader<'_> {
     }
 }
 
+fn size(value: &DeValue<'_>) -> Result<usize, String> {
+    match value {
+        DeValue::String(text) => parse_size(text),
+        DeValue::Integer(number) => parse_size(number.as_str()),
+        _ => Err("must be a number of bytes, or a text such as \"64M\"".into()),
+    }
+}
+
 fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), String> {
     let key = Key::find(name)?;
     match (key.kind, value) {
-        (ValueKind::Text, DeValue::String(text)) => key.set(spec, text),
+        (ValueKind::Text | ValueKind::Size, DeValue::String(text)) => key.set(spec, text),
         (ValueKind::Switch, DeValue::Boolean(on)) => key.set(spec, if *on { "on" } else { "off" }),
-        (ValueKind::Number, DeValue::Integer(number)) => {
+        (ValueKind::Number | ValueKind::Size, DeValue::Integer(number)) => {
             // Hexadecimal and the like are numbers, too: the parsers of the command line know decimal ones.
             match i64::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => key.set(spec, &number.to_string()),
@@ -120,6 +142,7 @@ fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), Strin
         (ValueKind::Text, _) => Err("must be a text in quotes".into()),
         (ValueKind::Switch, _) => Err("must be true or false".into()),
         (ValueKind::Number, _) => Err("must be a number, without quotes".into()),
+        (ValueKind::Size, _) => Err("must be a number of bytes, or a text such as \"64M\"".into()),
     }
 }
 

@@ -16,6 +16,8 @@ use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::server::{Server, Socket};
 use sluice_backend::workers::Workers;
 use sluice_blk::disk::{Disk, DiskOptions};
+use sluice_blk::queue::QueueMemory;
+use sluice_mem::budget::Budget;
 
 use crate::disk_args::QUEUE_SIZE_DEFAULT;
 use crate::inherited::InheritedSocket;
@@ -51,7 +53,9 @@ impl Daemon {
     /// Serves a plan, or nothing of it.
     pub(crate) fn start(plan: &Plan) -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let opened = each(&plan.disks, |planned| prepare(planned, cpus))?;
+        let budget = daemon_budget(plan);
+        let opened = each(&plan.disks, |planned| prepare(planned, cpus, &budget))?;
+        check_budget(&budget, &opened.iter().map(|(device, _)| device).collect::<Vec<_>>())?;
         // Dropped in reverse, if one cannot be bound: the files first.
         let mut sockets = Vec::new();
         let mut files = Vec::new();
@@ -129,8 +133,12 @@ fn each<'a, T>(
 }
 
 /// Everything for a disk that touches nothing.
-fn prepare(planned: &PlannedDisk, cpus: usize) -> Result<(Device, Place<'_>), Vec<String>> {
-    let device = open(planned, cpus).map_err(|why| format!("{}: {why:#}", planned.about_file()));
+fn prepare<'a>(
+    planned: &'a PlannedDisk,
+    cpus: usize,
+    budget: &Arc<Budget>,
+) -> Result<(Device, Place<'a>), Vec<String>> {
+    let device = open(planned, cpus, budget).map_err(|why| format!("{}: {why:#}", planned.about_file()));
     let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why:#}", planned.at_endpoint()));
     match (device, place) {
         (Ok(device), Ok(place)) => Ok((device, place)),
@@ -138,20 +146,49 @@ fn prepare(planned: &PlannedDisk, cpus: usize) -> Result<(Device, Place<'_>), Ve
     }
 }
 
-fn open(planned: &PlannedDisk, cpus: usize) -> Result<Device> {
+fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Device> {
     let options = &planned.options;
     let disk = Disk::open(&DiskOptions {
-        path: planned.file.clone(),
         read_only: options.read_only,
         cache: options.cache,
         engine: options.engine.unwrap_or_default(),
         logical_block_size: options.logical_block_size,
+        discard: options.discard.unwrap_or_default(),
+        write_zeroes: options.write_zeroes.unwrap_or(true),
+        discard_granularity: options.discard_granularity,
+        discard_alignment: options.discard_alignment,
+        ..DiskOptions::new(planned.file.clone())
     })?;
-    let num_queues = options
-        .num_queues
-        .unwrap_or_else(|| u16::try_from(cpus).unwrap_or(Device::QUEUES_MAX).clamp(1, Device::QUEUES_MAX));
-    let queue_size = options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT);
-    Ok(Device::new(disk, &DeviceOptions { num_queues, queue_size, serial: options.serial.clone() })?)
+    let device_options = DeviceOptions {
+        num_queues: options.num_queues.unwrap_or_else(|| default_queues(cpus)),
+        queue_size: options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT),
+        serial: options.serial.clone(),
+        memory_budget: options.memory_budget,
+    };
+    Ok(Device::within(disk, &device_options, budget)?)
+}
+
+fn default_queues(cpus: usize) -> u16 {
+    u16::try_from(cpus).unwrap_or(Device::QUEUES_MAX).clamp(1, Device::QUEUES_MAX)
+}
+
+/// The memory for the I/O of all disks: without a bound of its own, as much as they may use together.
+fn daemon_budget(plan: &Plan) -> Arc<Budget> {
+    Budget::new("daemon's memory", plan.memory_budget.unwrap_or(usize::MAX))
+}
+
+/// Whether the daemon's memory is enough for all queues of all disks to make progress.
+fn check_budget(budget: &Budget, devices: &[&Device]) -> Result<(), StartError> {
+    let queues: usize = devices.iter().map(|device| usize::from(device.num_queues())).sum();
+    let least = queues * QueueMemory::LEAST;
+    if budget.limit() >= least {
+        return Ok(());
+    }
+    Err(StartError(vec![format!(
+        "memory-budget = {}: {queues} queues need at least {least} bytes to make progress, so raise it or use fewer \
+         queues",
+        budget.limit()
+    )]))
 }
 
 fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {
@@ -185,7 +222,7 @@ fn announce(planned: &PlannedDisk, device: &Device) {
     };
     let serial = String::from_utf8_lossy(device.id());
     log::info!(
-        "{}: serving {}, {} bytes{}, cache {}{chosen}, engine {}, serial {}, queues {} of {}",
+        "{}: serving {}, {} bytes{}, cache {}{chosen}, engine {}, serial {}, queues {} of {}, memory for I/O up to {} MiB",
         planned.endpoint,
         disk.path().display(),
         disk.capacity().0 << 9,
@@ -194,6 +231,7 @@ fn announce(planned: &PlannedDisk, device: &Device) {
         disk.engine_kind(),
         serial.trim_end_matches('\0'),
         device.num_queues(),
-        device.queue_size()
+        device.queue_size(),
+        device.budget().limit() >> 20
     );
 }

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use sluice_backend::device::{Device, ID_BYTES};
-use sluice_blk::disk::{Cache, EngineKind};
+use sluice_blk::disk::{Cache, Discard, EngineKind};
 
 mod key;
 
@@ -80,8 +80,35 @@ pub(crate) struct DiskArgs {
     pub(crate) serial: Option<String>,
 
     /// The smallest unit of the guest's I/O, 512 or 4096 bytes [default: what the file or device has]
+    ///
+    /// With 512 on a disk that is addressed in blocks of 4096 bytes, parts of its blocks are read, changed and written;
+    /// the guest is told (as a disk with 512e tells) so that it avoids that.
     #[arg(long, value_name = "BYTES", value_parser = parse_logical_block_size, help_heading = "Disk")]
     pub(crate) logical_block_size: Option<u32>,
+
+    /// What discards do, in QEMU's words: unmap (give space back) or ignore (nothing) [default: unmap]
+    #[arg(long, value_name = "MODE", value_parser = parse_discard, help_heading = "Disk")]
+    pub(crate) discard: Option<Discard>,
+
+    /// The unit in which the guest shall discard, in bytes [default: what the file or device has]
+    ///
+    /// Some guests do not discard at all in small units.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size32, help_heading = "Disk")]
+    pub(crate) discard_granularity: Option<u32>,
+
+    /// Where the guest's discards shall begin, in bytes: at multiples of this [default: the granularity]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size32, help_heading = "Disk")]
+    pub(crate) discard_alignment: Option<u32>,
+
+    /// Whether the guest may have ranges zeroed [default: on]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, help_heading = "Disk")]
+    pub(crate) write_zeroes: Option<bool>,
+
+    /// The most memory that the disk's I/O may use, such as 64M [default: 16M for each queue]
+    ///
+    /// Bounce buffers and lists of segments; what does not fit waits. At least 1.1M for each queue.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Disk")]
+    pub(crate) memory_budget: Option<usize>,
 
     /// How I/O is done: uring (asynchronous, io_uring) or sync (pread and pwrite) [default: uring]
     #[arg(long, value_name = "ENGINE", value_parser = parse_engine, help_heading = "Disk")]
@@ -108,6 +135,11 @@ impl DiskArgs {
             queue_size,
             serial,
             logical_block_size,
+            discard,
+            discard_granularity,
+            discard_alignment,
+            write_zeroes,
+            memory_budget,
             engine,
         } = self;
         let settings = [
@@ -118,6 +150,11 @@ impl DiskArgs {
             ("queue-size", queue_size.map(|size| size.to_string())),
             ("serial", serial.clone()),
             ("logical-block-size", logical_block_size.map(|size| size.to_string())),
+            ("discard", discard.map(|discard| discard.to_string())),
+            ("discard-granularity", discard_granularity.map(|size| size.to_string())),
+            ("discard-alignment", discard_alignment.map(|size| size.to_string())),
+            ("write-zeroes", write_zeroes.map(|on| if on { "on" } else { "off" }.to_owned())),
+            ("memory-budget", memory_budget.map(|size| size.to_string())),
             ("engine", engine.map(|engine| engine.to_string())),
         ];
         settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
@@ -179,6 +216,24 @@ fn parse_logical_block_size(text: &str) -> Result<u32, String> {
 
 fn parse_cache(text: &str) -> Result<Cache, String> {
     text.parse().map_err(|_| format!("must be one of {}", words(&Cache::ALL).join(", ")))
+}
+
+fn parse_discard(text: &str) -> Result<Discard, String> {
+    text.parse().map_err(|_| format!("must be one of {}", words(&Discard::ALL).join(", ")))
+}
+
+/// A size in bytes: a number, and K, M, G or T for powers of 1024.
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
+    let (number, power) = match text.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(number) => (number, "KMGT".find(&text[number.len()..]).map_or(0, |index| index + 1)),
+        None => (text, 0),
+    };
+    let size = number.parse::<usize>().ok().and_then(|number| number.checked_mul(1 << (10 * power)));
+    size.filter(|size| *size > 0).ok_or_else(|| "must be a size such as 4096, 64K, 16M or 1G".to_owned())
+}
+
+fn parse_size32(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_size(text)?).map_err(|_| "must be less than 4G".into())
 }
 
 fn parse_engine(text: &str) -> Result<EngineKind, String> {

@@ -82,11 +82,15 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
 /// All disks of a configuration file and of `--disk`, in this order.
 fn plan_of(serve: &ServeArgs) -> Result<Plan> {
     let mut disks = Vec::new();
+    let mut memory_budget = serve.memory_budget;
     let mut errors = Vec::new();
     if let Some(path) = &serve.config {
         let text = read_config(path)?;
         match config::parse(path, &text) {
-            Ok(of_file) => disks.extend(of_file),
+            Ok(of_file) => {
+                disks.extend(of_file.disks);
+                memory_budget = memory_budget.or(of_file.memory_budget);
+            }
             Err(UsageError(of_file)) => errors.extend(of_file),
         }
     }
@@ -102,7 +106,8 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
     if !errors.is_empty() {
         return Err(UsageError(errors).into());
     }
-    Ok(Plan::new(disks, &inherited::activated())?)
+    let plan = Plan::new(disks, &inherited::activated())?;
+    Ok(Plan { memory_budget, ..plan })
 }
 
 fn read_config(path: &Path) -> Result<String> {

@@ -49,6 +49,8 @@ pub(crate) struct PlannedDisk {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) disks: Vec<PlannedDisk>,
+    /// The most memory for the I/O of all disks together, in bytes. `None`: what they may use each.
+    pub(crate) memory_budget: Option<usize>,
 }
 
 impl Origin {
@@ -95,7 +97,7 @@ impl Plan {
                 "no disk is described: give --disk or a configuration file with [[disk]] tables".into(),
             );
         }
-        if errors.is_empty() { Ok(Self { disks }) } else { Err(UsageError(errors)) }
+        if errors.is_empty() { Ok(Self { disks, memory_budget: None }) } else { Err(UsageError(errors)) }
     }
 }
 

@@ -77,7 +77,10 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     let signals = StopSignals::install().context("cannot take over signals")?;
     let options = arguments.disk_options(&plan);
     show(&socket, &options, &command_line);
-    let daemon = Daemon::start(&Plan { disks: vec![PlannedDisk::on_socket(socket, file, options)] })?;
+    let daemon = Daemon::start(&Plan {
+        disks: vec![PlannedDisk::on_socket(socket, file, options)],
+        memory_budget: None,
+    })?;
     let ending = vm::run(&command_line, &signals);
     daemon.stop();
     let text = std::fs::read(&results).with_context(|| format!("--results={}", results.display()))?;

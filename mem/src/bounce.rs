@@ -25,7 +25,7 @@ impl Bounce {
     ///
     /// # Errors
     /// When `gfp` gets too few pages; then none was taken.
-    pub fn alloc(arena: &Arena, bytes: usize, gfp: Gfp) -> Result<Self, AllocError> {
+    pub fn alloc(arena: &Arena, bytes: usize, gfp: Gfp<'_>) -> Result<Self, AllocError> {
         Ok(Self { pages: SgList::alloc(arena, bytes, gfp)? })
     }
 
@@ -37,12 +37,17 @@ impl Bounce {
 
     /// Copies in all of `from`, which is to be written, at `offset`.
     pub fn copy_in(&self, offset: usize, from: &SgList) {
-        self.pages.copy_from(offset, from, from.bytes());
+        self.pages.copy_from(offset, from, 0, from.bytes());
     }
 
-    /// Copies out the first `count` bytes, which were read.
-    pub fn copy_out(&self, to: &SgList, count: usize) {
-        to.copy_from(0, &self.pages, count);
+    /// Copies out `count` bytes from `offset` on, which were read, to the start of `to`.
+    pub fn copy_out(&self, offset: usize, to: &SgList, count: usize) {
+        to.copy_from(0, &self.pages, offset, count);
+    }
+
+    /// Sets `count` bytes from `offset` on to zero.
+    pub fn zero(&self, offset: usize, count: usize) {
+        self.pages.zero(offset, count);
     }
 
     /// Drops the first `count` bytes, which are done.
@@ -59,36 +64,36 @@ mod tests {
     #[test]
     fn the_reserve_holds_the_largest_buffer() {
         let arena = Arena::new(Bounce::RESERVE_BYTES, Bounce::RESERVE_BYTES).expect("address space");
-        let largest = Bounce::alloc(&arena, Bounce::BYTES_MAX, Gfp::Atomic).expect("the reserve is free");
+        let largest = Bounce::alloc(&arena, Bounce::BYTES_MAX, Gfp::ATOMIC).expect("the reserve is free");
         assert_eq!(largest.pages().bytes(), Bounce::BYTES_MAX);
-        assert!(Bounce::alloc(&arena, 1, Gfp::Atomic).is_err(), "and nothing more");
+        assert!(Bounce::alloc(&arena, 1, Gfp::ATOMIC).is_err(), "and nothing more");
         drop(largest);
-        let too_large = Bounce::alloc(&arena, Bounce::BYTES_MAX + 1, Gfp::Atomic);
+        let too_large = Bounce::alloc(&arena, Bounce::BYTES_MAX + 1, Gfp::ATOMIC);
         assert!(matches!(too_large, Err(AllocError::TooLarge { .. })));
-        assert_eq!(arena.available_pages(Gfp::Atomic), arena.capacity_pages(), "a failure takes nothing");
+        assert_eq!(arena.used_pages(), 0, "a failure takes nothing");
     }
 
     #[test]
     fn a_buffer_that_gets_no_table_takes_no_pages() {
         // Five pages are more than a list has room for without a table, which would be the sixth.
         let arena = Arena::new(5 * PAGE_SIZE, 0).expect("five pages");
-        assert!(Bounce::alloc(&arena, 5 * PAGE_SIZE, Gfp::Nowait).is_err());
-        assert_eq!(arena.available_pages(Gfp::Nowait), 5);
-        assert!(Bounce::alloc(&arena, 4 * PAGE_SIZE, Gfp::Nowait).is_ok());
+        assert!(Bounce::alloc(&arena, 5 * PAGE_SIZE, Gfp::NOWAIT).is_err());
+        assert_eq!(arena.used_pages(), 0);
+        assert!(Bounce::alloc(&arena, 4 * PAGE_SIZE, Gfp::NOWAIT).is_ok());
     }
 
     #[test]
     fn only_what_was_read_is_copied_out() {
         let arena = Arena::new(8 * PAGE_SIZE, 0).expect("eight pages");
         let list = |byte| {
-            let list = SgList::alloc(&arena, 100, Gfp::Nowait).expect("a page");
+            let list = SgList::alloc(&arena, 100, Gfp::NOWAIT).expect("a page");
             list.write(&[byte; 100]);
             list
         };
         let (data, memory) = (list(7), list(1));
-        let mut bounce = Bounce::alloc(&arena, 200, Gfp::Nowait).expect("a page");
+        let mut bounce = Bounce::alloc(&arena, 200, Gfp::NOWAIT).expect("a page");
         bounce.copy_in(50, &data);
-        bounce.copy_out(&memory, 60);
+        bounce.copy_out(0, &memory, 60);
         let expected = |zeroes: usize, sevens: usize| {
             let mut bytes = vec![0; zeroes];
             bytes.extend(vec![7; sevens]);
@@ -97,7 +102,7 @@ mod tests {
         };
         assert_eq!(memory.to_vec(), expected(50, 10));
         bounce.advance(40);
-        bounce.copy_out(&memory, 30);
+        bounce.copy_out(0, &memory, 30);
         assert_eq!(memory.to_vec(), [&expected(10, 20)[..30], &expected(50, 10)[30..]].concat());
     }
 }

@@ -1,18 +1,76 @@
 //! How an allocation may behave.
 //!
-//! The counterpart of Linux's `gfp_t`. All allocations here are made by queue threads, which must not sleep, so
-//! there is no `GFP_KERNEL`: memory comes at once or not at all. What is left to say is whether an allocation
-//! may use the reserve that guarantees forward progress (Linux: `__GFP_HIGH`, `__GFP_MEMALLOC`).
+//! The counterpart of Linux's `gfp_t`. Where Linux passes a bit mask and trusts the caller to know whether it may
+//! sleep, here the permission to wait is a value: [`Gfp::kernel`] takes a [`MayWait`], which only control threads make
+//! and which cannot leave its thread. Queue threads, on which the I/O of guests depends, have none, so an allocation that
+//! waits does not compile there:
+//!
+//! ```compile_fail
+//! use sluice_mem::gfp::{Gfp, MayWait};
+//!
+//! let permission = MayWait::on_control_thread();
+//! let gfp = Gfp::kernel(&permission);
+//! // A queue thread: neither the permission nor what was made of it can be taken along.
+//! std::thread::scope(|scope| scope.spawn(move || gfp.may_wait()));
+//! ```
+//!
+//! ```compile_fail
+//! // Nor can a permission be made up.
+//! let permission = sluice_mem::gfp::MayWait { _not_send: std::marker::PhantomData };
+//! ```
+//!
+//! There is no counterpart of `GFP_DMA`: all memory from [`kzalloc`](crate::kzalloc::kzalloc) is page-aligned, and so
+//! addressable by direct I/O.
 
-/// How an allocation may behave.
+use std::marker::PhantomData;
+
+/// How an allocation may behave: whether it may wait for memory, and whether it may use a reserve.
+#[derive(Debug, Clone, Copy)]
+pub struct Gfp<'a> {
+    reserve: bool,
+    wait: Option<&'a MayWait>,
+}
+
+impl Gfp<'static> {
+    /// Memory at once or an error, and never from a reserve (Linux: `GFP_NOWAIT`).
+    pub const NOWAIT: Self = Self { reserve: false, wait: None };
+
+    /// The same, and the reserve may be used: for work whose completion gives memory back (Linux: `GFP_ATOMIC`).
+    pub const ATOMIC: Self = Self { reserve: true, wait: None };
+}
+
+impl<'a> Gfp<'a> {
+    /// The allocation may wait until somebody gives memory back (Linux: `GFP_KERNEL`).
+    #[must_use]
+    pub fn kernel(permission: &'a MayWait) -> Self {
+        Self { reserve: false, wait: Some(permission) }
+    }
+
+    /// Whether the allocation may wait.
+    #[must_use]
+    pub fn may_wait(self) -> bool {
+        self.wait.is_some()
+    }
+
+    /// Whether the allocation may use a reserve.
+    #[must_use]
+    pub fn may_use_reserve(self) -> bool {
+        self.reserve
+    }
+}
+
+/// The permission to wait for memory: a token of a control thread.
 ///
-/// Memory from [`kzalloc`](crate::kzalloc::kzalloc) is page-aligned, so all of it is addressable by direct
-/// I/O; there is no counterpart of `GFP_DMA`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gfp {
-    /// Memory at once or an error, and never from the reserve (Linux: `GFP_NOWAIT`).
-    Nowait,
-    /// The same, and the reserve may be used: for work whose completion gives memory back (Linux:
-    /// `GFP_ATOMIC`).
-    Atomic,
+/// It can be neither sent to nor shared with another thread.
+#[derive(Debug)]
+pub struct MayWait {
+    _not_send: PhantomData<*const ()>,
+}
+
+impl MayWait {
+    /// Claims that the calling thread is a control thread: one on which no I/O of a guest depends.
+    #[must_use]
+    pub fn on_control_thread() -> Self {
+        Self { _not_send: PhantomData }
+    }
 }

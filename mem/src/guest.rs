@@ -75,14 +75,14 @@ impl GuestMem {
         (left > 0).then_some((region, left))
     }
 
-    /// The memory at `addr`: as much of `len` bytes (at least one) as is contiguous.
+    /// The memory at `addr`: as much of `len` bytes (at least one) as is contiguous, and whether it can be pinned.
     ///
     /// # Errors
     /// [`BadAddress`] when `addr` is in no region.
-    pub(crate) fn piece(&self, addr: u64, len: usize) -> Result<IoVec, BadAddress> {
+    pub(crate) fn piece(&self, addr: u64, len: usize) -> Result<(IoVec, bool), BadAddress> {
         let (region, room) = self.find(addr).ok_or(BadAddress { addr, len: len as u64 })?;
         let take = len.min(usize::try_from(room).unwrap_or(usize::MAX));
-        Ok(IoVec::new(self.pointer(region, addr), take))
+        Ok((IoVec::new(self.pointer(region, addr), take), region.is_pinnable()))
     }
 
     /// The pointer of a guest address that `find` has found in `region`.
@@ -137,7 +137,7 @@ impl MemPin {
         let bad = BadAddress { addr, len: bytes.len() as u64 };
         let (mut at, mut left) = (addr, bytes);
         while !left.is_empty() {
-            let piece = self.memory().piece(at, left.len())?;
+            let (piece, _) = self.memory().piece(at, left.len())?;
             let (now, later) = left.split_at_mut(piece.len());
             piece.copy_out(now);
             left = later;

@@ -5,7 +5,10 @@
 //! the daemon grow, and `size` is at most one page (Linux has `KMALLOC_MAX_SIZE`; larger things are lists of
 //! pages here, see [`crate::bounce`], so that fragmentation can never make an allocation fail).
 //!
-//! Some pages of an arena are a reserve, which only [`Gfp::Atomic`] may use: what must go on so that memory comes
+//! An arena is charged to a [`Budget`], its reserve when it is made and the rest in steps as it is used for the first
+//! time: what no guest has needed yet does not count.
+//!
+//! Some pages of an arena are a reserve, which only [`Gfp::ATOMIC`] may use: what must go on so that memory comes
 //! back is never starved by what merely wants to start.
 //!
 //! Zeroing is not paid twice. A page fresh from the kernel is zero already; one that comes back remembers how
@@ -15,11 +18,11 @@
 //! use sluice_mem::{gfp::Gfp, kzalloc::{kzalloc, Arena}};
 //!
 //! let arena = Arena::new(2 * 4096, 0)?;
-//! let header = kzalloc(&arena, 16, Gfp::Nowait)?;
+//! let header = kzalloc(&arena, 16, Gfp::NOWAIT)?;
 //! assert_eq!(header.len(), 16);
-//! assert_eq!(arena.available_pages(Gfp::Nowait), 1);
+//! assert!(!arena.prepare(2, Gfp::NOWAIT), "one of two pages is in use");
 //! drop(header);
-//! assert_eq!(arena.available_pages(Gfp::Nowait), 2);
+//! assert!(arena.prepare(2, Gfp::NOWAIT));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![expect(unsafe_code, reason = "hands out parts of a mapping as memory")]
@@ -28,10 +31,12 @@ use std::cell::RefCell;
 use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::PAGE_SIZE;
+use crate::budget::{Budget, Charge};
 use crate::gfp::Gfp;
 
 /// Why there is no memory.
@@ -43,7 +48,7 @@ pub enum AllocError {
     Exhausted {
         /// How many pages the arena has in all.
         pages: usize,
-        /// How many of them only [`Gfp::Atomic`] may use.
+        /// How many of them only [`Gfp::ATOMIC`] may use.
         reserve: usize,
     },
     /// More than one page was asked for.
@@ -74,6 +79,8 @@ struct State {
     /// comes back as it was taken, so that neighbours tend to be handed out together and merge into one piece.
     free: u32,
     free_count: usize,
+    /// What the budget has been charged for the pages that may be used so far.
+    charge: Charge,
     pages: Vec<Page>,
 }
 
@@ -86,17 +93,32 @@ struct Page {
 }
 
 impl Arena {
-    /// An arena of `size` bytes, of which `reserve` bytes are a reserve, both rounded up to whole pages.
+    /// How many pages are charged at a time.
+    const STEP_PAGES: usize = 64;
+
+    /// An arena with a budget of its own: see [`Arena::within`].
     ///
     /// # Errors
-    /// When the reserve is larger than the arena, or the kernel does not give the address space.
+    /// As [`Arena::within`].
     pub fn new(size: usize, reserve: usize) -> io::Result<Self> {
+        let rounded = size.max(1).checked_next_multiple_of(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
+        Self::within(&Budget::new("arena's", rounded), size, reserve, Gfp::NOWAIT)
+    }
+
+    /// An arena of `size` bytes, of which `reserve` bytes are a reserve, both rounded up to whole pages. The reserve is
+    /// charged to `budget` now.
+    ///
+    /// # Errors
+    /// When the reserve is larger than the arena, the budget has no room for it, or the kernel does not give the
+    /// address space.
+    pub fn within(budget: &Arc<Budget>, size: usize, reserve: usize, gfp: Gfp<'_>) -> io::Result<Self> {
         let pages = size.div_ceil(PAGE_SIZE).max(1);
         let reserve = reserve.div_ceil(PAGE_SIZE);
         if reserve > pages {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let count = u32::try_from(pages).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let charge = budget.charge(reserve * PAGE_SIZE, gfp).map_err(io::Error::other)?;
         let list = (1..=count).map(|next| Page { next, dirty: 0 }).collect();
         let length = pages * PAGE_SIZE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -105,14 +127,27 @@ impl Arena {
             mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags)
         }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let state = State { free: 0, free_count: pages, pages: list };
+        let state = State { free: 0, free_count: pages, charge, pages: list };
         Ok(Self { inner: Rc::new(Inner { base, pages, reserve, state: RefCell::new(state) }) })
     }
 
-    /// How many pages `gfp` can have at this moment.
+    /// Makes sure that `gfp` can have `count` pages, charging the budget for more where that is needed. Returns whether
+    /// it can: then it still can until something is allocated.
     #[must_use]
-    pub fn available_pages(&self, gfp: Gfp) -> usize {
+    pub fn prepare(&self, count: usize, gfp: Gfp<'_>) -> bool {
+        self.inner.prepare(&mut self.inner.state.borrow_mut(), count, gfp)
+    }
+
+    /// How many pages `gfp` can have at this moment without charging the budget for more.
+    #[must_use]
+    pub fn available_pages(&self, gfp: Gfp<'_>) -> usize {
         self.inner.available(&self.inner.state.borrow(), gfp)
+    }
+
+    /// How many pages are in use.
+    #[must_use]
+    pub fn used_pages(&self) -> usize {
+        self.inner.pages - self.inner.state.borrow().free_count
     }
 
     /// How many pages there are, free or in use.
@@ -130,11 +165,23 @@ impl Inner {
         unsafe { self.base.add(page as usize * PAGE_SIZE) }
     }
 
-    fn available(&self, state: &State, gfp: Gfp) -> usize {
-        match gfp {
-            Gfp::Nowait => state.free_count.saturating_sub(self.reserve),
-            Gfp::Atomic => state.free_count,
+    fn available(&self, state: &State, gfp: Gfp<'_>) -> usize {
+        let used = self.pages - state.free_count;
+        let charged = state.charge.bytes() / PAGE_SIZE - used;
+        if gfp.may_use_reserve() { charged } else { charged.saturating_sub(self.reserve) }
+    }
+
+    fn prepare(&self, state: &mut State, count: usize, gfp: Gfp<'_>) -> bool {
+        let missing = count.saturating_sub(self.available(state, gfp));
+        if missing == 0 {
+            return true;
         }
+        let left = self.pages - state.charge.bytes() / PAGE_SIZE;
+        let step = missing.max(Arena::STEP_PAGES).min(left);
+        // The budget may have no room for a step, but for what is needed now.
+        missing <= left
+            && (state.charge.grow(step * PAGE_SIZE, Gfp::NOWAIT).is_ok()
+                || state.charge.grow(missing * PAGE_SIZE, gfp).is_ok())
     }
 }
 
@@ -160,7 +207,7 @@ impl Drop for Inner {
 /// # Errors
 /// [`AllocError::Exhausted`] while all pages that `gfp` may have are in use: the caller parks its work.
 /// [`AllocError::TooLarge`] past one page.
-pub fn kzalloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<KBox, AllocError> {
+pub fn kzalloc(arena: &Arena, size: usize, gfp: Gfp<'_>) -> Result<KBox, AllocError> {
     if size > PAGE_SIZE {
         return Err(AllocError::TooLarge { size });
     }
@@ -206,11 +253,11 @@ impl Pages {
     ///
     /// # Errors
     /// [`AllocError::Exhausted`] while there are not enough pages that `gfp` may have.
-    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<Self, AllocError> {
+    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp<'_>) -> Result<Self, AllocError> {
         let inner = &arena.inner;
         let count = size.div_ceil(PAGE_SIZE).max(1);
         let mut state = inner.state.borrow_mut();
-        if inner.available(&state, gfp) < count {
+        if !inner.prepare(&mut state, count, gfp) {
             return Err(AllocError::Exhausted { pages: inner.pages, reserve: inner.reserve });
         }
         let head = state.free;

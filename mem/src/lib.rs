@@ -7,6 +7,7 @@
 //! | module | what it is | Linux counterpart |
 //! |---|---|---|
 //! | [`gfp`] | how an allocation may behave | `gfp_t` |
+//! | [`budget`] | a bound on memory that threads share | memory cgroups |
 //! | [`kzalloc`] | zeroed memory out of a bounded arena | `kzalloc(9)` |
 //! | [`mempool`] | a fixed reserve of objects | `mempool_t` |
 //! | [`region`] | one front-end fd, mapped | none |
@@ -16,6 +17,7 @@
 //! | [`bounce`] | a stand-in for memory that the disk cannot take | `block/bounce.c` |
 
 pub mod bounce;
+pub mod budget;
 pub mod gfp;
 pub mod guest;
 pub mod kzalloc;

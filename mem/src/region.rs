@@ -5,6 +5,8 @@
 //! claims, since touching a mapping past its file's end is a SIGBUS. No Linux counterpart; the shape of the message
 //! is that of `VHOST_USER_SET_MEM_TABLE` and `VHOST_USER_ADD_MEM_REG` in vhost-user.rst.
 
+mod pin;
+
 use std::fs::File;
 use std::sync::Arc;
 
@@ -80,6 +82,7 @@ pub struct Region {
     map: Arc<MmapRegion>,
     guest_addr: u64,
     user_addr: u64,
+    pinnable: bool,
 }
 
 impl Region {
@@ -95,14 +98,16 @@ impl Region {
         let size = usize::try_from(info.size).map_err(|_| RegionError::Wraps(info))?;
         let map = MmapRegion::from_file(FileOffset::new(file, info.mmap_offset), size)
             .map_err(|e| RegionError::Map { guest_addr, source: std::io::Error::other(e) })?;
-        Ok(Self { map: Arc::new(map), guest_addr, user_addr: info.user_addr })
+        let pinnable = pin::is_pinnable(map.as_ptr());
+        Ok(Self { map: Arc::new(map), guest_addr, user_addr: info.user_addr, pinnable })
     }
 
     /// A region that vm-memory has mapped already. Its user addresses are its guest addresses.
     #[must_use]
     pub fn from_mapped(region: &GuestRegionMmap) -> Self {
         let guest_addr = region.start_addr().0;
-        Self { map: region.get_mmap(), guest_addr, user_addr: guest_addr }
+        let pinnable = pin::is_pinnable(region.as_ptr());
+        Self { map: region.get_mmap(), guest_addr, user_addr: guest_addr, pinnable }
     }
 
     /// The first guest address.
@@ -121,6 +126,13 @@ impl Region {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.map.size() as u64
+    }
+
+    /// Whether the kernel can hold on to the memory, as direct I/O needs it to. It cannot where only the CPU can reach
+    /// the memory, such as secret memory or a device's.
+    #[must_use]
+    pub fn is_pinnable(&self) -> bool {
+        self.pinnable
     }
 
     /// Where it is mapped, `size` bytes, for as long as this value or a clone of it lives.

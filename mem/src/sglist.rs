@@ -93,6 +93,7 @@ pub struct SgList {
     start: usize,
     end: usize,
     bytes: usize,
+    pinnable: bool,
     backing: Backing,
 }
 
@@ -117,6 +118,7 @@ impl SgList {
             start: 0,
             end: 0,
             bytes: 0,
+            pinnable: true,
             backing: Backing::Nothing,
         }
     }
@@ -126,7 +128,7 @@ impl SgList {
     /// # Errors
     /// [`AllocError::Exhausted`] when `gfp` gets too few pages, [`AllocError::TooLarge`] when they could be more
     /// pieces than a list has room for. Then nothing was taken.
-    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp) -> Result<Self, AllocError> {
+    pub fn alloc(arena: &Arena, size: usize, gfp: Gfp<'_>) -> Result<Self, AllocError> {
         if size > Self::CAPACITY * PAGE_SIZE {
             return Err(AllocError::TooLarge { size });
         }
@@ -183,11 +185,12 @@ impl SgList {
         let mut pushed = 0;
         while pushed < len {
             let at = addr.checked_add(pushed as u64).ok_or(BadAddress { addr, len: len as u64 })?;
-            let piece = pin.memory().piece(at, len - pushed)?;
+            let (piece, pinnable) = pin.memory().piece(at, len - pushed)?;
             if !self.reserve(piece, arena)? {
                 break;
             }
             self.append(piece);
+            self.pinnable &= pinnable;
             pushed += piece.len();
         }
         Ok(pushed)
@@ -200,7 +203,7 @@ impl SgList {
     ///
     /// # Panics
     /// When the list has fewer bytes, or its pages are ours: such a list has one owner.
-    pub fn split_front(&mut self, count: usize, arena: &Arena, gfp: Gfp) -> Result<Self, AllocError> {
+    pub fn split_front(&mut self, count: usize, arena: &Arena, gfp: Gfp<'_>) -> Result<Self, AllocError> {
         assert!(count <= self.bytes, "{count} bytes of a list of {}", self.bytes);
         let mut front = Self::new();
         front.backing = match &self.backing {
@@ -208,6 +211,7 @@ impl SgList {
             Backing::Guest(pin) => Backing::Guest(pin.clone()),
             Backing::Pages(_) => panic!("our own pages have one owner"),
         };
+        front.pinnable = self.pinnable;
         if self.pieces_of(count) > Self::INLINE {
             front.table = Some(kzalloc(arena, PAGE_SIZE, gfp)?);
         }
@@ -245,39 +249,46 @@ impl SgList {
         }
     }
 
-    /// Copies the first `count` bytes of `from` to this list's bytes from `skip` on.
+    /// Copies `count` bytes of `from`, from its byte `from_at` on, to this list's bytes from `at` on.
     ///
     /// # Panics
     /// When either has fewer bytes.
-    pub fn copy_from(&self, skip: usize, from: &Self, count: usize) {
-        let end = skip.checked_add(count).expect("lists are small");
-        assert!(
-            end <= self.bytes && count <= from.bytes,
-            "{skip}+{count} bytes of {} and {}",
-            self.bytes,
-            from.bytes
-        );
-        let (mut targets, mut sources) = (self.pieces().iter().copied(), from.pieces().iter().copied());
+    pub fn copy_from(&self, at: usize, from: &Self, from_at: usize, count: usize) {
+        let (mut targets, mut sources) = (self.range(at, count), from.range(from_at, count));
         let (mut target, mut source) = (IoVec::EMPTY, IoVec::EMPTY);
-        let (mut left_out, mut left) = (skip, count);
+        let mut left = count;
         while left > 0 {
             if target.len() == 0 {
-                target = targets.next().expect("counted above");
-                let out = left_out.min(target.len());
-                target = target.skip(out);
-                left_out -= out;
-                continue;
+                target = targets.next().expect("as many bytes as `count`");
             }
             if source.len() == 0 {
-                source = sources.next().expect("counted above");
+                source = sources.next().expect("as many bytes as `count`");
             }
-            let now = left.min(target.len()).min(source.len());
+            let now = target.len().min(source.len());
             // SAFETY: both pieces are mapped memory of at least `now` bytes, kept alive by their lists. They may
             // overlap when a guest names one buffer twice, hence `copy` and not `copy_nonoverlapping`.
             unsafe { std::ptr::copy(source.as_ptr(), target.as_ptr(), now) };
             (target, source) = (target.skip(now), source.skip(now));
             left -= now;
         }
+    }
+
+    /// The pieces of `count` bytes from byte `at` on, none of them empty.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes.
+    fn range(&self, at: usize, count: usize) -> impl Iterator<Item = IoVec> {
+        let end = at.checked_add(count).expect("lists are small");
+        assert!(end <= self.bytes, "bytes {at}..{end} of a list of {}", self.bytes);
+        let (mut before, mut left) = (at, count);
+        self.pieces().iter().filter_map(move |piece| {
+            let out = before.min(piece.len());
+            before -= out;
+            let part = piece.skip(out);
+            let part = part.truncate(part.len().min(left));
+            left -= part.len();
+            (part.len() > 0).then_some(part)
+        })
     }
 
     /// Writes `bytes` to the start of the memory, as far as it goes. Returns how many bytes that was.
@@ -291,19 +302,46 @@ impl SgList {
         bytes.len() - left.len()
     }
 
-    /// Sets all of the memory to zero.
-    pub fn zero(&self) {
+    /// Reads the start of the memory to `bytes`, as far as it goes. Returns how many bytes that was.
+    pub fn read(&self, bytes: &mut [u8]) -> usize {
+        let all = bytes.len();
+        let mut left = bytes;
         for piece in self.pieces() {
+            let (now, later) = left.split_at_mut(piece.len().min(left.len()));
+            piece.truncate(now.len()).copy_out(now);
+            left = later;
+        }
+        all - left.len()
+    }
+
+    /// Sets `count` bytes from byte `at` on to zero.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes.
+    pub fn zero(&self, at: usize, count: usize) {
+        for piece in self.range(at, count) {
             // SAFETY: a piece is `len` bytes of mapped memory, kept alive by this list.
             unsafe { piece.as_ptr().write_bytes(0, piece.len()) };
         }
     }
 
-    /// Whether every piece starts and ends at a multiple of `alignment`, a power of two.
+    /// Whether of the first `count` bytes every piece starts at a multiple of `address` and is as long as a multiple of
+    /// `length`, both powers of two.
+    ///
+    /// # Panics
+    /// When the list has fewer bytes.
     #[must_use]
-    pub fn is_aligned(&self, alignment: usize) -> bool {
-        let mask = alignment - 1;
-        self.pieces().iter().all(|piece| (piece.as_ptr().addr() | piece.len()) & mask == 0)
+    pub fn is_aligned(&self, count: usize, address: usize, length: usize) -> bool {
+        let misaligned =
+            |piece: IoVec| (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1));
+        self.range(0, count).all(|piece| misaligned(piece) == 0)
+    }
+
+    /// Whether the kernel can hold on to all of the memory, as direct I/O asks it to. What it cannot is answered with
+    /// EFAULT.
+    #[must_use]
+    pub fn is_pinnable(&self) -> bool {
+        self.pinnable
     }
 
     /// How many pieces the first `count` bytes are in.
@@ -325,7 +363,7 @@ impl SgList {
             return Ok(true);
         }
         if self.table.is_none() {
-            self.table = Some(kzalloc(arena, PAGE_SIZE, Gfp::Nowait)?);
+            self.table = Some(kzalloc(arena, PAGE_SIZE, Gfp::NOWAIT)?);
             let inline = self.inline;
             self.all_mut()[..Self::INLINE].copy_from_slice(&inline);
         }

@@ -1,4 +1,4 @@
-//! The segments of DISCARD and WRITE_ZEROES requests (virtio 1.3, 5.2.6).
+//! The segments of DISCARD, WRITE_ZEROES and SECURE_ERASE requests (virtio 1.3, 5.2.6).
 //!
 //! ```text
 //! sector (u64) | num_sectors (u32) | flags (u32: bit 0 unmap, the others reserved)
@@ -21,6 +21,7 @@ const SEGMENT_BYTES: usize = 16;
 pub(super) enum Kind {
     Discard,
     WriteZeroes,
+    SecureErase,
 }
 
 impl Kind {
@@ -28,6 +29,7 @@ impl Kind {
         match self {
             Self::Discard => Op::Discard { fua },
             Self::WriteZeroes => Op::WriteZeroes { unmap, fua },
+            Self::SecureErase => Op::SecureErase,
         }
     }
 
@@ -35,6 +37,7 @@ impl Kind {
         match self {
             Self::Discard => DiskConfig::DISCARD_SECTORS_MAX,
             Self::WriteZeroes => DiskConfig::WRITE_ZEROES_SECTORS_MAX,
+            Self::SecureErase => DiskConfig::SECURE_ERASE_SECTORS_MAX,
         }
     }
 }
@@ -76,7 +79,7 @@ fn append(
     if sectors > kind.sectors_max() {
         return Err(BlkStatus::IoErr);
     }
-    let range = builder.config.range(Sector(sector), u64::from(sectors) * SECTOR_SIZE)?;
+    let range = builder.range(Sector(sector), u64::from(sectors) * SECTOR_SIZE)?;
     if sectors > 0 {
         let op = kind.op(unmap, builder.config.is_writethrough());
         chain.push(builder.queue.bios().try_take(op, range).ok_or(BlkStatus::IoErr)?);

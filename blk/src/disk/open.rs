@@ -6,8 +6,11 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::topology::{self, Topology};
-use super::{Backing, Cache, Disk, DiskOptions, identity};
+use rustix::io::Errno;
+
+use super::topology::{self, DioAlign, Topology};
+use super::{Backing, Cache, Disk, DiskOptions, identity, lifetime};
+use crate::engine::sync::secure_erase;
 use crate::limits::QueueLimits;
 use crate::sector::{SECTOR_SIZE, Sector};
 
@@ -43,38 +46,36 @@ pub enum DiskError {
         /// The mode that was asked for.
         cache: Cache,
     },
-    /// Blocks smaller than what the disk addresses.
-    #[error(
-        "{} is addressed in blocks of {disk} bytes{}, so its logical block size cannot be {asked}: leave it out{}",
-        path.display(),
-        if *by_direct_io { " by direct I/O" } else { "" },
-        if *by_direct_io { ", or use a cache mode without direct I/O (cache=writeback)" } else { "" }
-    )]
-    BlockSize {
-        /// The file.
-        path: PathBuf,
-        /// The logical block size that was asked for.
-        asked: u32,
-        /// The smallest that is possible.
-        disk: u32,
-        /// Whether that would not be so in a cache mode without direct I/O.
-        by_direct_io: bool,
-    },
     /// A block size that does not exist.
     #[error("a logical block size of {asked} bytes does not exist: 512 and 4096 do")]
     OddBlockSize {
         /// What was asked for.
         asked: u32,
     },
+    /// A granularity or alignment that does not exist.
+    #[error("a discard {what} of {asked} bytes does not exist: it is a multiple of the block size, {block}")]
+    Discards {
+        /// Which of the two.
+        what: &'static str,
+        /// What was asked for.
+        asked: u32,
+        /// The logical block size.
+        block: u32,
+    },
     /// The size is not whole blocks, so its end could not be addressed.
-    #[error("{} has {size} bytes, which is not a multiple of its block size of {block}: make it longer with `truncate -s %{block}`", path.display())]
+    #[error(
+        "{} has {size} bytes, which is not a multiple of the {block} bytes that it is addressed in{way_out}; make it longer with `truncate -s %{block}`",
+        path.display()
+    )]
     Size {
         /// The file.
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
-        /// The logical block size.
+        /// What it must be a multiple of.
         block: u32,
+        /// What else could be done.
+        way_out: &'static str,
     },
     /// There is nothing to serve.
     #[error("{} is empty: give it a size with `truncate -s 1G`", path.display())]
@@ -107,14 +108,18 @@ pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
     let path = &options.path;
     let query = |source| DiskError::Query { path: path.clone(), source };
     let is_block = check_kind(options)?;
-    let (file, cache, dma_alignment, addressed) = open_file(options, is_block)?;
+    let (file, cache, direct) = open_file(options, is_block)?;
     let topology = topology::topology(&file, is_block).map_err(query)?;
-    let logical = choose_block(options, topology, addressed)?;
-    let limits = topology::limits(topology, logical, dma_alignment);
-    let capacity = capacity(path, &file, &limits)?;
+    let logical = choose_block(options, topology, direct)?;
+    let mut limits = topology::limits(topology, logical, direct);
+    choose_discards(options, &mut limits)?;
+    let capacity = capacity(path, &file, &limits, direct.is_some())?;
     let canonical = path.canonicalize().map_err(query)?;
+    let sysfs = if is_block { Some(topology::sysfs_device(&file).map_err(query)?) } else { None };
+    let backing = Backing::new(file, is_block);
     Ok(Disk {
-        backing: Arc::new(Backing::new(file, is_block)),
+        secure_erase: can_secure_erase(&backing),
+        backing: Arc::new(backing),
         path: path.clone(),
         capacity,
         limits,
@@ -122,7 +127,16 @@ pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
         read_only: options.read_only,
         engine: options.engine,
         identity: identity::serial(&canonical),
+        discard: options.discard,
+        write_zeroes: options.write_zeroes,
+        lifetime: sysfs.and_then(|device| lifetime::lifetime(&device)),
+        overlaps: Arc::default(),
     })
+}
+
+/// Whether a block device can erase securely: it says so of a range that it would not erase, being no whole sectors.
+fn can_secure_erase(backing: &Backing) -> bool {
+    secure_erase(backing, 1, 1) == Err(Errno::INVAL)
 }
 
 /// Whether the path is a block device. Asked before it is opened: opening a pipe would wait for a writer.
@@ -142,14 +156,14 @@ fn check_kind(options: &DiskOptions) -> Result<bool, DiskError> {
     }
 }
 
-/// Opens the file with the cache mode that was asked for or that suits it. Returns it with the mode, the alignment of
-/// memory, and the unit in which the file is addressed.
-fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, u32, u32), DiskError> {
+/// Opens the file with the cache mode that was asked for or that suits it. Returns it with the mode, and what direct I/O
+/// asks for where it is used.
+fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, Option<DioAlign>), DiskError> {
     let path = &options.path;
     if options.cache.is_none_or(Cache::is_direct) {
         let cache = options.cache.unwrap_or(Cache::None);
         if let Some((file, align)) = open_direct(options, is_block)? {
-            return Ok((file, cache, align.pieces(), align.offset));
+            return Ok((file, cache, Some(align)));
         }
         if options.cache.is_some() {
             return Err(DiskError::NoDirectIo { path: path.clone(), cache });
@@ -161,7 +175,7 @@ fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, u32,
         read_only: options.read_only,
         source,
     })?;
-    Ok((file, cache, 1, 1))
+    Ok((file, cache, None))
 }
 
 /// The file opened for direct I/O, and what that asks for; `None` when it does not take any.
@@ -189,29 +203,50 @@ fn open_flags(options: &DiskOptions, flags: i32) -> io::Result<File> {
 }
 
 /// The logical block size that the guest will see.
-fn choose_block(options: &DiskOptions, topology: Topology, addressed: u32) -> Result<u32, DiskError> {
-    let smallest = topology.logical.max(addressed).max(512);
-    let Some(asked) = options.logical_block_size else { return Ok(smallest) };
-    if !matches!(asked, 512 | 4096) {
-        return Err(DiskError::OddBlockSize { asked });
+fn choose_block(
+    options: &DiskOptions,
+    topology: Topology,
+    direct: Option<DioAlign>,
+) -> Result<u32, DiskError> {
+    match options.logical_block_size {
+        None => Ok(topology::disk_block(topology, direct).max(topology.logical)),
+        Some(asked @ (512 | 4096)) => Ok(asked),
+        Some(asked) => Err(DiskError::OddBlockSize { asked }),
     }
-    if asked < smallest {
-        let by_direct_io = topology.logical.max(512) < smallest;
-        return Err(DiskError::BlockSize { path: options.path.clone(), asked, disk: smallest, by_direct_io });
-    }
-    Ok(asked)
 }
 
-fn capacity(path: &Path, file: &File, limits: &QueueLimits) -> Result<Sector, DiskError> {
+/// The units in which the guest shall discard.
+fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -> Result<(), DiskError> {
+    let block = limits.logical_block_size;
+    let check = |what, asked: u32| match asked {
+        0 => Err(DiskError::Discards { what, asked, block }),
+        asked if !asked.is_multiple_of(block) => Err(DiskError::Discards { what, asked, block }),
+        asked => Ok(asked),
+    };
+    if let Some(asked) = options.discard_granularity {
+        limits.discard_granularity = check("granularity", asked)?;
+        limits.discard_alignment = asked;
+    }
+    if let Some(asked) = options.discard_alignment {
+        limits.discard_alignment = check("alignment", asked)?;
+    }
+    Ok(())
+}
+
+fn capacity(path: &Path, file: &File, limits: &QueueLimits, direct: bool) -> Result<Sector, DiskError> {
     let path = || path.to_owned();
     let mut file: &File = file;
     let size = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Query { path: path(), source })?;
-    let block = limits.logical_block_size;
+    let block = limits.logical_block_size.max(limits.disk_block_size);
     if size == 0 {
         return Err(DiskError::Empty { path: path() });
     }
     if !size.is_multiple_of(u64::from(block)) {
-        return Err(DiskError::Size { path: path(), size, block });
+        let way_out = match direct && size.is_multiple_of(u64::from(limits.logical_block_size)) {
+            true => " by direct I/O (cache=writeback would do)",
+            false => "",
+        };
+        return Err(DiskError::Size { path: path(), size, block, way_out });
     }
     Ok(Sector(size / SECTOR_SIZE))
 }

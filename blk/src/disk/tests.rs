@@ -11,13 +11,7 @@ use tempfile::TempDir;
 use super::*;
 
 fn options(path: impl AsRef<Path>) -> DiskOptions {
-    DiskOptions {
-        path: path.as_ref().to_owned(),
-        read_only: false,
-        cache: None,
-        engine: EngineKind::Sync,
-        logical_block_size: None,
-    }
+    DiskOptions { engine: EngineKind::Sync, ..DiskOptions::new(path.as_ref()) }
 }
 
 /// A directory with a file of so many bytes.
@@ -99,12 +93,12 @@ fn a_size_is_whole_blocks() {
         (
             1000,
             None,
-            "DISK has 1000 bytes, which is not a multiple of its block size of 512: make it longer with `truncate -s %512`",
+            "DISK has 1000 bytes, which is not a multiple of the 512 bytes that it is addressed in; make it longer with `truncate -s %512`",
         ),
         (
             512,
             Some(4096),
-            "DISK has 512 bytes, which is not a multiple of its block size of 4096: make it longer with `truncate -s %4096`",
+            "DISK has 512 bytes, which is not a multiple of the 4096 bytes that it is addressed in; make it longer with `truncate -s %4096`",
         ),
     ] {
         let (_dir, path) = file(size);

@@ -22,11 +22,6 @@ pub(super) struct DioAlign {
 }
 
 impl DioAlign {
-    /// Memory that starts and ends at multiples of this can be used.
-    pub(super) fn pieces(self) -> u32 {
-        self.memory.max(self.offset)
-    }
-
     /// Whether it can be told to a guest, which knows no blocks of more than 4096 bytes.
     pub(super) fn is_usable(self) -> bool {
         [self.memory, self.offset].iter().all(|align| align.is_power_of_two() && *align <= 4096)
@@ -41,6 +36,7 @@ pub(super) struct Topology {
     pub(super) io_min: u32,
     pub(super) io_opt: u32,
     pub(super) discard_granularity: u32,
+    pub(super) alignment_offset: u32,
 }
 
 /// What direct I/O on `file` asks for; `None` when it takes none.
@@ -77,6 +73,7 @@ pub(super) fn topology(file: &File, is_block: bool) -> io::Result<Topology> {
             io_min: block,
             io_opt: 0,
             discard_granularity: block,
+            alignment_offset: 0,
         });
     }
     let (logical, physical) = (ioctl_blksszget(file)?, ioctl_blkpbszget(file)?);
@@ -87,20 +84,39 @@ pub(super) fn topology(file: &File, is_block: bool) -> io::Result<Topology> {
         io_min: queue("minimum_io_size").unwrap_or(logical),
         io_opt: queue("optimal_io_size").unwrap_or(0),
         discard_granularity: queue("discard_granularity").filter(|n| *n != 0).unwrap_or(logical),
+        alignment_offset: attribute(&stat, "alignment_offset").unwrap_or(0),
     })
 }
 
-/// The limits of a disk with blocks of `logical` bytes as the guest sees them.
-pub(super) fn limits(topology: Topology, logical: u32, dma_alignment: u32) -> QueueLimits {
+/// What a disk can take that is opened for direct I/O as `direct` says, or through the page cache, and of which the guest
+/// sees blocks of `logical` bytes.
+pub(super) fn limits(topology: Topology, logical: u32, direct: Option<DioAlign>) -> QueueLimits {
+    let disk_block = disk_block(topology, direct);
     QueueLimits {
         logical_block_size: logical,
-        physical_block_size: topology.physical.max(logical),
+        disk_block_size: disk_block,
+        physical_block_size: topology.physical.max(logical).max(disk_block),
+        alignment_offset: topology.alignment_offset,
         io_min: topology.io_min.max(logical),
         io_opt: topology.io_opt,
-        dma_alignment,
+        dma_alignment: direct.map_or(1, |align| align.memory),
+        length_alignment: direct.map_or(1, |align| align.offset.max(align.memory.min(512))),
+        needs_pinning: direct.is_some(),
         discard_granularity: topology.discard_granularity.max(logical),
+        discard_alignment: topology.discard_granularity.max(logical),
         ..QueueLimits::default()
     }
+}
+
+/// The unit in which the file is addressed: through the page cache any, and sectors will do.
+pub(super) fn disk_block(topology: Topology, direct: Option<DioAlign>) -> u32 {
+    direct.map_or(512, |align| align.offset.max(topology.logical)).max(512)
+}
+
+/// Where sysfs shows a block device.
+pub(super) fn sysfs_device(file: &File) -> io::Result<std::path::PathBuf> {
+    let stat = stat(file)?;
+    Ok(format!("/sys/dev/block/{}:{}", stat.stx_rdev_major, stat.stx_rdev_minor).into())
 }
 
 fn stat(file: &File) -> io::Result<Statx> {
@@ -111,7 +127,11 @@ fn stat(file: &File) -> io::Result<Statx> {
 
 /// A number that the kernel shows of a block device's queue; a partition shows its disk's.
 fn sysfs(stat: &Statx, name: &str) -> Option<u32> {
-    let device = format!("/sys/dev/block/{}:{}", stat.stx_rdev_major, stat.stx_rdev_minor);
-    let read = |queue: &str| std::fs::read_to_string(format!("{device}/{queue}/{name}")).ok();
-    read("queue").or_else(|| read("../queue"))?.trim().parse().ok()
+    attribute(stat, &format!("queue/{name}")).or_else(|| attribute(stat, &format!("../queue/{name}")))
+}
+
+/// A number that the kernel shows of a block device.
+fn attribute(stat: &Statx, name: &str) -> Option<u32> {
+    let path = format!("/sys/dev/block/{}:{}/{name}", stat.stx_rdev_major, stat.stx_rdev_minor);
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -1,8 +1,9 @@
 //! Random numbers that a seed repeats.
 //!
-//! A test that fails prints its seed; `SLUICE_SEED=n cargo test -p sluice-blk NAME` runs it with that seed alone.
+//! A test that fails prints its seed, and the command that runs it with that seed alone.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A source of random numbers (SplitMix64).
@@ -53,23 +54,78 @@ impl Dice {
 
 /// Runs `test` with `count` seeds that no other run had, or with the one in `SLUICE_SEED`.
 pub(crate) fn for_seeds(count: u64, test: impl Fn(Dice)) {
-    if let Ok(seed) = std::env::var("SLUICE_SEED") {
-        return run(seed.parse().expect("SLUICE_SEED is a number"), &test);
+    seeds(count).for_each(|seed| run(seed, &mut (), &|(), dice| test(dice)));
+}
+
+/// The same with all cores, or with as many seeds as `SLUICE_SEEDS` says. Each thread makes a `state` for itself, which
+/// one seed after the other uses. Returns how many seeds were run.
+pub(crate) fn for_seeds_on_all_cores<S>(
+    count: u64,
+    state: impl Fn() -> S + Sync,
+    test: impl Fn(&mut S, Dice) + Sync,
+) -> u64 {
+    let count = number("SLUICE_SEEDS").unwrap_or(count);
+    let seeds = seeds(count);
+    let run_count = seeds.end - seeds.start;
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let this = std::thread::current();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let thread = std::thread::Builder::new().name(this.name().unwrap_or_default().to_owned());
+            let work = || {
+                let mut state = state();
+                // After a failure no other seed is begun.
+                let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| seeds.contains(seed));
+                while let Some(seed) = take() {
+                    let stop = StopOthers(&next);
+                    run(seed, &mut state, &test);
+                    std::mem::forget(stop);
+                }
+            };
+            thread.spawn_scoped(scope, work).expect("a thread can be had");
+        }
+    });
+    run_count
+}
+
+/// Leaves no seed to other threads when it is dropped, which is when a seed fails.
+struct StopOthers<'a>(&'a AtomicU64);
+
+impl Drop for StopOthers<'_> {
+    fn drop(&mut self) {
+        self.0.store(u64::MAX / 2, Ordering::Relaxed);
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+fn seeds(count: u64) -> Range<u64> {
+    if let Some(seed) = number("SLUICE_SEED") {
+        return seed..seed + 1;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let first = now.as_secs() << 20 | u64::from(now.subsec_micros());
-    (first..first + count).for_each(|seed| run(seed, &test));
+    first..first + count
 }
 
-fn run(seed: u64, test: &impl Fn(Dice)) {
-    struct Told(u64);
-    impl Drop for Told {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("to run this again: SLUICE_SEED={}", self.0);
-            }
+fn run<S>(seed: u64, state: &mut S, test: &impl Fn(&mut S, Dice)) {
+    let _told = Told(seed);
+    test(state, Dice::new(seed));
+}
+
+/// Tells how to run a seed again if it fails.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let thread = std::thread::current();
+            let test = thread.name().unwrap_or_default();
+            eprintln!("to run this again: SLUICE_SEED={} cargo test -p sluice-blk {test}", self.0);
         }
     }
-    let _told = Told(seed);
-    test(Dice::new(seed));
 }

@@ -1,6 +1,7 @@
 //! A guest's memory, made of files in memory, that tests read and write as files: not through what they test.
 
 use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -24,9 +25,20 @@ pub(crate) struct GuestRam {
 impl GuestRam {
     /// `count` regions of `region_pages` pages each.
     pub(crate) fn new(count: usize, region_pages: usize) -> Self {
-        let region_bytes = region_pages * PAGE_SIZE;
+        let bytes = region_pages * PAGE_SIZE;
+        Self::of((0..count).map(|_| memory_file(bytes as u64)).collect(), bytes)
+    }
+
+    /// Memory of so many pages that the kernel cannot hold on to, so that direct I/O on it fails. `None`, and a word
+    /// about it, where there is none. It cannot be read or written as a file.
+    pub(crate) fn secret(pages: usize) -> Option<Self> {
+        let bytes = pages * PAGE_SIZE;
+        Some(Self::of(vec![secret_file(bytes as u64)?], bytes))
+    }
+
+    fn of(files: Vec<File>, region_bytes: usize) -> Self {
         let regions: Vec<(u64, File)> =
-            (0..count).map(|i| ((i * region_bytes) as u64, memory_file(region_bytes as u64))).collect();
+            files.into_iter().enumerate().map(|(i, file)| ((i * region_bytes) as u64, file)).collect();
         let map = |(guest_addr, file): &(u64, File)| {
             let info = RegionInfo {
                 guest_addr: *guest_addr,
@@ -83,6 +95,21 @@ impl GuestRam {
             done += count;
         }
     }
+}
+
+/// A file of `len` zeroes in memory that the kernel cannot hold on to.
+#[expect(unsafe_code, reason = "no crate of ours wraps this system call")]
+fn secret_file(len: u64) -> Option<File> {
+    // SAFETY: the system call takes a number and returns an fd or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else {
+        eprintln!("SKIPPED: there is no secret memory here ({})", std::io::Error::last_os_error());
+        return None;
+    };
+    // SAFETY: an fd that was just made and that nobody else has.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len).expect("an empty file");
+    Some(file)
 }
 
 /// A file in memory of `len` zeroes.

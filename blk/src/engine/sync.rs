@@ -2,7 +2,7 @@
 //!
 //! For hosts without io_uring, and the second implementation that the first is held against. A request has finished
 //! when [`Engine::submit`] returns.
-#![expect(unsafe_code, reason = "hands guest memory to preadv2 and pwritev2")]
+#![expect(unsafe_code, reason = "hands guest memory to preadv2 and pwritev2, and a range to an ioctl")]
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -40,8 +40,8 @@ impl Engine for SyncEngine {
     }
 }
 
-/// Does what the request asks for, at once.
-fn execute(backing: &Backing, request: &Request) -> IoResult {
+/// Does what the request asks for, at once. Also for what a ring has no entry for.
+pub(super) fn execute(backing: &Backing, request: &Request) -> IoResult {
     let file = &backing.file;
     let (offset, len) = (request.offset(), request.len());
     match request.command() {
@@ -49,8 +49,28 @@ fn execute(backing: &Backing, request: &Request) -> IoResult {
         Command::Write { .. } => transfer(backing, request, true),
         Command::Sync => backing.synced(fdatasync(file).map(|()| 0)),
         Command::Discard => fallocate(file, discard_mode(), offset, len).map(|()| 0),
+        Command::SecureErase => secure_erase(backing, offset, len),
         Command::Zero { unmap } => fallocate(file, zero_mode(unmap), offset, len).map(|()| 0),
     }
+}
+
+/// The ioctl that erases a range of a block device so that nothing can be recovered (`BLKSECDISCARD`: `_IO(0x12, 125)`).
+const BLKSECDISCARD: libc::Ioctl = 0x127d;
+
+/// Erases a range of a block device; files and most block devices cannot.
+pub(crate) fn secure_erase(backing: &Backing, offset: u64, len: u64) -> IoResult {
+    if !backing.is_block {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let range = [offset, len];
+    // SAFETY: the command takes a pointer to two 64-bit numbers, which it reads before it returns.
+    let answer = unsafe { libc::ioctl(backing.file.as_raw_fd(), BLKSECDISCARD, range.as_ptr()) };
+    if answer == 0 { Ok(0) } else { Err(last_error()) }
+}
+
+fn last_error() -> Errno {
+    let error = std::io::Error::last_os_error();
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 /// How fallocate(2) gives space back. On a block device this writes zeroes by unmapping or fails.
@@ -79,8 +99,5 @@ fn transfer(backing: &Backing, request: &Request, write: bool) -> IoResult {
         // SAFETY: as above; nothing of ours refers to the memory that is written.
         unsafe { libc::preadv2(fd, vecs, count, offset, 0) }
     };
-    u32::try_from(moved).map_err(|_| {
-        let error = std::io::Error::last_os_error();
-        Errno::from_io_error(&error).unwrap_or(Errno::IO)
-    })
+    u32::try_from(moved).map_err(|_| last_error())
 }

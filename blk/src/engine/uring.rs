@@ -13,7 +13,7 @@ use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
 
 use super::ring::{Client, Ring};
-use super::sync::{discard_mode, zero_mode};
+use super::sync::{discard_mode, execute, zero_mode};
 use super::{Backing, Engine};
 use crate::request::{Command, IoResult, Request};
 
@@ -26,6 +26,8 @@ pub struct UringEngine {
     // Dropped first: waits for what is in flight, which points into the slots.
     client: Client,
     slots: Vec<Option<Request>>,
+    /// What the ring has no entry for, and so was done at once.
+    done: Vec<(Request, IoResult)>,
     backing: Arc<Backing>,
 }
 
@@ -38,12 +40,18 @@ impl UringEngine {
         let client = ring.client(usize::from(depth))?;
         client.register_file(backing.file.as_raw_fd())?;
         let slots = (0..depth).map(|_| None).collect();
-        Ok(Self { client, slots, backing })
+        Ok(Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing })
     }
 }
 
 impl Engine for UringEngine {
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+        if request.command() == Command::SecureErase {
+            // It takes as long as it takes, and the ring's other queues wait; it is rare and somebody wants it.
+            let result = execute(&self.backing, &request);
+            self.done.push((request, result));
+            return Ok(());
+        }
         let tag = request.tag();
         let slot = &mut self.slots[tag.index()];
         // Else the kernel would lose the memory that it is writing to.
@@ -61,6 +69,7 @@ impl Engine for UringEngine {
     }
 
     fn reap(&mut self, done: &mut Vec<(Request, IoResult)>) {
+        done.append(&mut self.done);
         while let Some(event) = self.client.next_event() {
             let request =
                 self.slots[event.token as usize].take().expect("an event is of a request in flight");
@@ -79,6 +88,7 @@ fn entry(backing: &Backing, file: types::Fixed, request: &Request) -> squeue::En
         Command::Read => read(file, request),
         Command::Write { dsync } => write(file, request, dsync),
         Command::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        Command::SecureErase => unreachable!("done without the ring"),
         Command::Discard if backing.is_block => discard_block(file, offset, len),
         Command::Discard => allocate(file, offset, len, discard_mode()),
         Command::Zero { unmap } => allocate(file, offset, len, zero_mode(unmap)),

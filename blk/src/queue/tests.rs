@@ -2,11 +2,17 @@
 
 mod below;
 mod bench;
+mod bounce;
+mod chains;
 mod commands;
 mod flight;
+mod make_request;
+mod memory;
+mod partial;
 mod promises;
 mod random;
 mod scripted;
+mod simulation;
 
 use super::*;
 
@@ -14,7 +20,7 @@ use super::*;
 fn check_nothing_is_held(queue: &RequestQueue) {
     assert!(queue.is_idle());
     assert_eq!(queue.bios.available(), queue.bios.capacity(), "bios");
-    assert_eq!(queue.arena.available_pages(Gfp::Atomic), queue.arena.capacity_pages(), "pages");
+    assert_eq!(queue.arena.used_pages(), 0, "pages");
     assert_eq!(queue.tags.in_flight(), 0, "tags");
     assert!(queue.parked.is_empty() && queue.again.is_empty() && queue.done.is_empty());
 }

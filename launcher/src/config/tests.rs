@@ -21,6 +21,10 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         queue-size = 0x400
         serial = "root disk"
         logical-block-size = 4_096
+        discard = "ignore"
+        discard-granularity = "32K"
+        write-zeroes = false
+        memory-budget = 67_108_864
         engine = "sync"
 
         [[disk]]
@@ -28,14 +32,15 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         blk-file = "/srv/b.img"
         read-only = false
     "#;
-    let disks = parse(Path::new("d.toml"), text).unwrap();
+    let disks = parse(Path::new("d.toml"), text).unwrap().disks;
     let specs: Vec<_> = disks.into_iter().map(|(spec, _)| spec).collect();
     assert_eq!(
         specs,
         [
             parse_disk_option(
                 "socket-path=/run/a.sock,blk-file=/srv/a.img,read-only,cache=directsync,num-queues=4,\
-                 queue-size=1024,serial=root disk,logical-block-size=4096,engine=sync"
+                 queue-size=1024,serial=root disk,logical-block-size=4096,discard=ignore,\
+                 discard-granularity=32K,write-zeroes=off,memory-budget=64M,engine=sync"
             )
             .unwrap(),
             parse_disk_option("fd=3,blk-file=/srv/b.img").unwrap(),
@@ -60,7 +65,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
     assert_eq!(
         errors_of(text),
         [
-            "d.toml:1: title: is unknown here; everything belongs below a line [[disk]]",
+            "d.toml:1: title: is unknown here; all but memory-budget belongs below a line [[disk]]",
             "d.toml:3: disk #1: socket-path = 7: must be a text in quotes",
             "d.toml:4: disk #1: blk-file = \"\": must be a path, and is empty",
             "d.toml:5: disk #1: read-only = \"yes\": must be true or false",
@@ -68,7 +73,8 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:7: disk #1: queue-size = 300: must be a power of two from 2 to 1024",
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
             "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, fd, blk-file, \
-             read-only, cache, num-queues, queue-size, serial, logical-block-size, engine",
+             read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
+             discard-alignment, write-zeroes, memory-budget, engine",
             "d.toml:12: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
         ]
     );
@@ -113,7 +119,7 @@ fn an_empty_file_describes_no_disk() {
 #[test]
 fn errors_about_two_disks_name_the_lines_of_both() {
     let text = "[[disk]]\nfd = 3\nblk-file = \"/nowhere/f\"\n\n[[disk]]\nblk-file = \"/nowhere/g\"\nfd = 3\n\n[[disk]]\n";
-    let disks = parse(Path::new("d.toml"), text).unwrap();
+    let disks = parse(Path::new("d.toml"), text).unwrap().disks;
     assert_eq!(
         Plan::new(disks, &[]).unwrap_err().0,
         [
@@ -122,5 +128,15 @@ fn errors_about_two_disks_name_the_lines_of_both() {
             "d.toml:9: disk #3: blk-file is missing: give the raw file or block device to serve",
             "d.toml:7: disk #2: fd = 3: is the socket of d.toml:2: disk #1 too: each disk needs its own",
         ]
+    );
+}
+
+#[test]
+fn the_budget_of_all_disks_stands_beside_them() {
+    let text = "memory-budget = \"1G\"\n[[disk]]\nfd = 3\nblk-file = \"/f\"\n";
+    assert_eq!(parse(Path::new("d.toml"), text).unwrap().memory_budget, Some(1 << 30));
+    assert_eq!(
+        errors_of("memory-budget = \"much\"\n[[disk]]\n")[0],
+        "d.toml:1: memory-budget: must be a size such as 4096, 64K, 16M or 1G"
     );
 }

@@ -3,8 +3,8 @@
 //! The parsers are those of the command line, so that a value means the same wherever it stands.
 
 use super::{
-    DiskSpec, parse_cache, parse_engine, parse_fd, parse_logical_block_size, parse_num_queues, parse_path,
-    parse_queue_size, parse_serial, parse_switch,
+    DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_logical_block_size, parse_num_queues,
+    parse_path, parse_queue_size, parse_serial, parse_size, parse_size32, parse_switch,
 };
 
 /// What a configuration file writes as the value of an option.
@@ -12,6 +12,8 @@ use super::{
 pub(crate) enum ValueKind {
     Text,
     Number,
+    /// A number of bytes, or a text with a unit.
+    Size,
     Switch,
 }
 
@@ -23,7 +25,7 @@ pub(crate) struct Key {
 }
 
 /// All options of a disk, in the order of the help.
-pub(crate) const KEYS: [Key; 10] = [
+pub(crate) const KEYS: [Key; 15] = [
     Key::new("socket-path", ValueKind::Text, |spec, text| {
         store(&mut spec.socket.socket_path, parse_path(text))
     }),
@@ -43,6 +45,19 @@ pub(crate) const KEYS: [Key; 10] = [
     Key::new("serial", ValueKind::Text, |spec, text| store(&mut spec.disk.serial, parse_serial(text))),
     Key::new("logical-block-size", ValueKind::Number, |spec, text| {
         store(&mut spec.disk.logical_block_size, parse_logical_block_size(text))
+    }),
+    Key::new("discard", ValueKind::Text, |spec, text| store(&mut spec.disk.discard, parse_discard(text))),
+    Key::new("discard-granularity", ValueKind::Size, |spec, text| {
+        store(&mut spec.disk.discard_granularity, parse_size32(text))
+    }),
+    Key::new("discard-alignment", ValueKind::Size, |spec, text| {
+        store(&mut spec.disk.discard_alignment, parse_size32(text))
+    }),
+    Key::new("write-zeroes", ValueKind::Switch, |spec, text| {
+        store(&mut spec.disk.write_zeroes, parse_switch(text))
+    }),
+    Key::new("memory-budget", ValueKind::Size, |spec, text| {
+        store(&mut spec.disk.memory_budget, parse_size(text))
     }),
     Key::new("engine", ValueKind::Text, |spec, text| store(&mut spec.disk.engine, parse_engine(text))),
 ];

@@ -21,6 +21,11 @@ fn every_option() -> DiskSpec {
             queue_size: Some(1024),
             serial: Some("root disk".into()),
             logical_block_size: Some(4096),
+            discard: Some(Discard::Ignore),
+            discard_granularity: Some(32768),
+            discard_alignment: Some(8192),
+            write_zeroes: Some(false),
+            memory_budget: Some(64 << 20),
             engine: Some(EngineKind::Sync),
         },
     }
@@ -45,6 +50,11 @@ fn every_option_is_read_alike_with_an_equals_sign_with_a_space_and_in_a_disk_opt
         "--queue-size=1024",
         "--serial=root disk",
         "--logical-block-size=4096",
+        "--discard=ignore",
+        "--discard-granularity=32K",
+        "--discard-alignment=8192",
+        "--write-zeroes=off",
+        "--memory-budget=64M",
         "--engine=sync",
     ];
     assert_eq!(parse_arguments(&with_equals).unwrap(), every_option());
@@ -103,7 +113,8 @@ fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
         "logical-block-size=1024: must be 512 or 4096",
         "engine=aio: must be one of uring, sync",
         "size=1: there is no such option; a disk has socket-path, fd, blk-file, read-only, cache, num-queues, \
-         queue-size, serial, logical-block-size, engine",
+         queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, write-zeroes, \
+         memory-budget, engine",
         "blk-file: has no value: write blk-file=VALUE",
         "num-queues=2: is given twice",
         "a setting is empty: there is a comma too many",
@@ -159,4 +170,15 @@ fn the_edges_of_each_range_are_possible() {
         assert!(parse_disk_option(text).is_err(), "{text}");
     }
     assert!(parse_disk_option("serial=12345678901234567890").is_ok());
+}
+
+#[test]
+fn sizes_have_units() {
+    for (text, size) in [("4096", 4096), ("64K", 65536), ("16M", 16 << 20), ("1G", 1 << 30), ("2T", 2 << 40)]
+    {
+        assert_eq!(parse_size(text), Ok(size));
+    }
+    for text in ["", "0", "K", "1k", "-1", "1.5G", "99999999T"] {
+        assert!(parse_size(text).is_err(), "{text}");
+    }
 }

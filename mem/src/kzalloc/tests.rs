@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gfp::MayWait;
 
 fn bytes(memory: &KBox) -> Vec<u8> {
     // SAFETY: the memory is valid for `len` bytes and nobody writes to it meanwhile.
@@ -18,7 +19,7 @@ fn fill(memory: &KBox) {
 fn the_memory_is_set_to_zero_also_when_it_is_reused() {
     let arena = Arena::new(PAGE_SIZE, 0).expect("one page");
     for size in [16, 4096, 1, 512, 4095, 4096] {
-        let memory = kzalloc(&arena, size, Gfp::Nowait).expect("the only page is free");
+        let memory = kzalloc(&arena, size, Gfp::NOWAIT).expect("the only page is free");
         assert_eq!(bytes(&memory), vec![0; size], "old bytes in {size} bytes");
         fill(&memory);
     }
@@ -27,33 +28,33 @@ fn the_memory_is_set_to_zero_also_when_it_is_reused() {
 #[test]
 fn memory_starts_on_a_page() {
     let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
-    let all: Vec<_> = (0..3).map(|_| kzalloc(&arena, 9, Gfp::Nowait).expect("a page")).collect();
+    let all: Vec<_> = (0..3).map(|_| kzalloc(&arena, 9, Gfp::NOWAIT).expect("a page")).collect();
     assert!(all.iter().all(|m| m.as_ptr().as_ptr().addr().is_multiple_of(PAGE_SIZE)));
 }
 
 #[test]
 fn an_arena_is_bounded_and_memory_comes_back() {
     let arena = Arena::new(2 * PAGE_SIZE, 0).expect("two pages");
-    let first = kzalloc(&arena, 1, Gfp::Nowait).expect("two are free");
-    let _second = kzalloc(&arena, 1, Gfp::Nowait).expect("one is free");
-    assert_eq!(kzalloc(&arena, 1, Gfp::Nowait).err(), Some(AllocError::Exhausted { pages: 2, reserve: 0 }));
+    let first = kzalloc(&arena, 1, Gfp::NOWAIT).expect("two are free");
+    let _second = kzalloc(&arena, 1, Gfp::NOWAIT).expect("one is free");
+    assert_eq!(kzalloc(&arena, 1, Gfp::NOWAIT).err(), Some(AllocError::Exhausted { pages: 2, reserve: 0 }));
     drop(first);
-    assert!(kzalloc(&arena, 1, Gfp::Nowait).is_ok());
+    assert!(kzalloc(&arena, 1, Gfp::NOWAIT).is_ok());
 }
 
 #[test]
 fn only_atomic_allocations_use_the_reserve() {
     let arena = Arena::new(2 * PAGE_SIZE, PAGE_SIZE).expect("two pages");
-    let _first = kzalloc(&arena, 1, Gfp::Nowait).expect("one page is no reserve");
-    assert_eq!(kzalloc(&arena, 1, Gfp::Nowait).err(), Some(AllocError::Exhausted { pages: 2, reserve: 1 }));
-    assert!(kzalloc(&arena, 1, Gfp::Atomic).is_ok());
+    let _first = kzalloc(&arena, 1, Gfp::NOWAIT).expect("one page is no reserve");
+    assert_eq!(kzalloc(&arena, 1, Gfp::NOWAIT).err(), Some(AllocError::Exhausted { pages: 2, reserve: 1 }));
+    assert!(kzalloc(&arena, 1, Gfp::ATOMIC).is_ok());
 }
 
 #[test]
 fn a_list_of_pages_is_all_or_nothing_and_zero() {
     let arena = Arena::new(3 * PAGE_SIZE, 0).expect("three pages");
     for round in 0..3 {
-        let pages = Pages::alloc(&arena, 2 * PAGE_SIZE + 10, Gfp::Nowait).expect("three are free");
+        let pages = Pages::alloc(&arena, 2 * PAGE_SIZE + 10, Gfp::NOWAIT).expect("three are free");
         let mut sizes = Vec::new();
         pages.for_each(|ptr, len| {
             sizes.push(len);
@@ -63,17 +64,17 @@ fn a_list_of_pages_is_all_or_nothing_and_zero() {
             memory.fill(0x55);
         });
         assert_eq!(sizes, [PAGE_SIZE, PAGE_SIZE, 10]);
-        assert_eq!(arena.available_pages(Gfp::Atomic), 0);
+        assert_eq!(arena.available_pages(Gfp::ATOMIC), 0);
     }
-    let _one = kzalloc(&arena, 1, Gfp::Nowait).expect("three are free");
-    assert!(Pages::alloc(&arena, 3 * PAGE_SIZE, Gfp::Nowait).is_err());
-    assert_eq!(arena.available_pages(Gfp::Atomic), 2);
+    let _one = kzalloc(&arena, 1, Gfp::NOWAIT).expect("three are free");
+    assert!(Pages::alloc(&arena, 3 * PAGE_SIZE, Gfp::NOWAIT).is_err());
+    assert_eq!(arena.available_pages(Gfp::ATOMIC), 2);
 }
 
 #[test]
 fn more_than_a_page_is_refused() {
     let arena = Arena::new(4 * PAGE_SIZE, 0).expect("four pages");
-    assert_eq!(kzalloc(&arena, 4097, Gfp::Nowait).err(), Some(AllocError::TooLarge { size: 4097 }));
+    assert_eq!(kzalloc(&arena, 4097, Gfp::NOWAIT).err(), Some(AllocError::TooLarge { size: 4097 }));
 }
 
 /// Fills pages that have to be zero, and returns where they are.
@@ -103,11 +104,14 @@ proptest! {
             }
             let in_use: usize = held.iter().map(|(_, pieces)| pieces.len()).sum();
             let (gfp, free) = if atomic {
-                (Gfp::Atomic, pages - in_use)
+                (Gfp::ATOMIC, pages - in_use)
             } else {
-                (Gfp::Nowait, (pages - in_use).saturating_sub(reserve))
+                (Gfp::NOWAIT, (pages - in_use).saturating_sub(reserve))
             };
-            prop_assert_eq!(arena.available_pages(gfp), free);
+            prop_assert_eq!((arena.used_pages(), arena.capacity_pages()), (in_use, pages));
+            prop_assert!(arena.available_pages(gfp) <= free);
+            prop_assert!(arena.prepare(free, gfp) && !arena.prepare(free + 1, gfp));
+            prop_assert_eq!(arena.available_pages(gfp), free, "with a budget for all of it");
             let allocated = Pages::alloc(&arena, size, gfp);
             prop_assert_eq!(allocated.is_ok(), size.div_ceil(PAGE_SIZE) <= free);
             if let Ok(allocated) = allocated {
@@ -121,7 +125,7 @@ proptest! {
             }
         }
         drop(held);
-        prop_assert_eq!(arena.available_pages(Gfp::Atomic), pages);
+        prop_assert_eq!(arena.used_pages(), 0);
     }
 }
 
@@ -130,15 +134,69 @@ fn a_reserve_is_no_larger_than_its_arena() {
     assert!(Arena::new(PAGE_SIZE, 2 * PAGE_SIZE).is_err());
     assert!(Arena::new(usize::MAX, 0).is_err());
     let arena = Arena::new(1, 1).expect("a page, which is the reserve");
-    assert_eq!((arena.available_pages(Gfp::Nowait), arena.available_pages(Gfp::Atomic)), (0, 1));
+    assert_eq!((arena.available_pages(Gfp::NOWAIT), arena.available_pages(Gfp::ATOMIC)), (0, 1));
     assert_eq!(arena.capacity_pages(), 1);
 }
 
 #[test]
 fn memory_outlives_the_handle_of_its_arena() {
     let arena = Arena::new(PAGE_SIZE, 0).expect("one page");
-    let memory = kzalloc(&arena, 64, Gfp::Nowait).expect("it is free");
+    let memory = kzalloc(&arena, 64, Gfp::NOWAIT).expect("it is free");
     drop(arena);
     fill(&memory);
     assert_eq!(bytes(&memory), [0xaa; 64]);
+}
+
+#[test]
+fn an_arena_is_charged_as_it_is_used_and_its_reserve_at_once() {
+    let budget = Budget::new("test", 100 * PAGE_SIZE);
+    let arena = Arena::within(&budget, 200 * PAGE_SIZE, 10 * PAGE_SIZE, Gfp::NOWAIT).expect("10 fit");
+    assert_eq!(budget.used(), 10 * PAGE_SIZE);
+    let page = kzalloc(&arena, 1, Gfp::NOWAIT).expect("90 are left");
+    assert_eq!(budget.used(), (10 + Arena::STEP_PAGES) * PAGE_SIZE);
+    assert!(arena.prepare(89, Gfp::NOWAIT));
+    assert!(!arena.prepare(90, Gfp::NOWAIT), "the budget is used up");
+    assert!(arena.prepare(99, Gfp::ATOMIC));
+    drop((page, arena));
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn an_arena_whose_reserve_is_over_the_budget_is_not_made() {
+    let budget = Budget::new("device's", 4 * PAGE_SIZE);
+    let error = Arena::within(&budget, 9 * PAGE_SIZE, 5 * PAGE_SIZE, Gfp::NOWAIT).expect_err("4 fit");
+    assert!(error.to_string().contains("the device's budget of 16384 bytes"), "{error}");
+}
+
+#[test]
+fn what_was_charged_stays_charged_so_that_memory_that_comes_back_can_be_had_again() {
+    let budget = Budget::new("test", 100 * PAGE_SIZE);
+    let arena = Arena::within(&budget, 100 * PAGE_SIZE, 0, Gfp::NOWAIT).expect("all fits");
+    drop(Pages::alloc(&arena, 70 * PAGE_SIZE, Gfp::NOWAIT).expect("100 fit"));
+    let others = budget.charge(30 * PAGE_SIZE, Gfp::NOWAIT).expect("30 are left");
+    assert!(arena.prepare(70, Gfp::NOWAIT) && !arena.prepare(71, Gfp::NOWAIT));
+    assert_eq!((arena.available_pages(Gfp::NOWAIT), budget.used()), (70, 100 * PAGE_SIZE));
+    drop(others);
+    assert!(arena.prepare(71, Gfp::NOWAIT));
+}
+
+#[test]
+fn on_a_control_thread_an_allocation_waits_for_the_budget_and_elsewhere_it_does_not() {
+    let budget = Budget::new("test", 4 * PAGE_SIZE);
+    let others = budget.charge(3 * PAGE_SIZE, Gfp::NOWAIT).expect("all free");
+    let (refused, goes_on) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let arena = Arena::within(&budget, 4 * PAGE_SIZE, 0, Gfp::NOWAIT).expect("nothing in reserve");
+            assert!(Pages::alloc(&arena, 2 * PAGE_SIZE, Gfp::NOWAIT).is_err());
+            let permission = MayWait::on_control_thread();
+            let gfp = Gfp::kernel(&permission);
+            assert!(Pages::alloc(&arena, 5 * PAGE_SIZE, gfp).is_err(), "it could never be had");
+            refused.send(()).expect("the other thread waits for it");
+            Pages::alloc(&arena, 2 * PAGE_SIZE, gfp).map(|pages| pages.len)
+        });
+        goes_on.recv().expect("the waiter comes so far");
+        drop(others);
+        assert_eq!(waiter.join().expect("no panic"), Ok(2 * PAGE_SIZE));
+    });
 }

@@ -37,12 +37,8 @@ fn arena() -> Arena {
 impl SgList {
     /// The bytes of all pieces.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
-        let mut all = Vec::new();
-        for piece in self.pieces() {
-            let mut bytes = vec![0; piece.len()];
-            piece.copy_out(&mut bytes);
-            all.extend(bytes);
-        }
+        let mut all = vec![0; self.bytes()];
+        assert_eq!(self.read(&mut all), all.len());
         all
     }
 }
@@ -87,9 +83,9 @@ fn a_table_goes_back_to_its_arena() {
     for i in 0..10 {
         list.push_guest(&pin, 0x1000 + 16 * i, 8, &arena).expect("mapped");
     }
-    assert_eq!(arena.available_pages(Gfp::Atomic), 63);
+    assert_eq!(arena.used_pages(), 1);
     list.clear();
-    assert_eq!(arena.available_pages(Gfp::Atomic), 64);
+    assert_eq!(arena.used_pages(), 0);
 }
 
 #[test]
@@ -111,10 +107,10 @@ fn a_list_that_cannot_be_split_is_as_it_was() {
         list.push_guest(&pin, 0x1000 + 16 * i, 8, &arena).expect("mapped");
     }
     let (before, full) = (list.to_vec(), Arena::new(1, 1).expect("a reserve"));
-    assert!(list.split_front(40, &full, Gfp::Nowait).is_err());
+    assert!(list.split_front(40, &full, Gfp::NOWAIT).is_err());
     assert_eq!(list.to_vec(), before);
-    assert!(list.split_front(32, &full, Gfp::Nowait).is_ok(), "four pieces need no table");
-    assert!(list.split_front(40, &full, Gfp::Atomic).is_ok());
+    assert!(list.split_front(32, &full, Gfp::NOWAIT).is_ok(), "four pieces need no table");
+    assert!(list.split_front(40, &full, Gfp::ATOMIC).is_ok());
     assert_eq!(list.to_vec(), before[72..]);
 }
 
@@ -150,8 +146,31 @@ fn a_list_is_aligned_when_all_its_pieces_start_and_end_so() {
             list.push_guest(&pin, *addr, *len, &arena).expect("mapped");
         }
         for power in 0..13 {
-            assert_eq!(list.is_aligned(1 << power), 1 << power <= alignment, "{pieces:x?} to {}", 1 << power);
+            let is = list.is_aligned(list.bytes(), 1 << power, 1 << power);
+            assert_eq!(is, 1 << power <= alignment, "{pieces:x?} to {}", 1 << power);
         }
+    }
+}
+
+#[test]
+fn addresses_and_lengths_are_aligned_each_on_its_own_and_only_as_far_as_is_asked() {
+    let (pin, arena, mut list) = (memory(), arena(), SgList::new());
+    for (addr, len) in [(0x1010, 0x200), (0x8000, 0x410), (0x9001, 3)] {
+        list.push_guest(&pin, addr, len, &arena).expect("mapped");
+    }
+    for (count, address, length, is) in [
+        (0, 4096, 4096, true),
+        (0x200, 16, 0x200, true),
+        (0x200, 32, 0x200, false),
+        (0x1f0, 16, 0x200, false),
+        (0x400, 16, 0x200, true),
+        (0x600, 16, 0x200, true),
+        (0x610, 16, 0x200, false),
+        (0x610, 16, 16, true),
+        (0x611, 1, 1, true),
+        (0x611, 2, 1, false),
+    ] {
+        assert_eq!(list.is_aligned(count, address, length), is, "{count:#x} bytes to {address}, {length}");
     }
 }
 
@@ -163,7 +182,13 @@ fn bytes_are_written_as_far_as_there_is_memory() {
     assert_eq!(list.to_vec()[..3], [1, 2, 3]);
     assert_eq!(list.write(&[9; 10]), 4);
     assert_eq!(list.to_vec(), [9; 4]);
-    list.zero();
+    let mut read = [7; 6];
+    assert_eq!(list.read(&mut read), 4);
+    assert_eq!(read, [9, 9, 9, 9, 7, 7]);
+    assert_eq!(list.read(&mut read[..1]), 1);
+    list.zero(1, 2);
+    assert_eq!(list.to_vec(), [9, 0, 0, 9]);
+    list.zero(0, list.bytes());
     assert_eq!(list.to_vec(), [0; 4]);
     let mut around = [0; 6];
     pin.read(0x2ffd, &mut around).expect("mapped");
@@ -177,7 +202,7 @@ fn a_guest_may_name_the_same_memory_twice() {
     lists[0].push_guest(&pin, 0x1000, 100, &arena).expect("mapped");
     lists[1].push_guest(&pin, 0x1010, 100, &arena).expect("mapped");
     let before = lists[0].to_vec();
-    lists[1].copy_from(0, &lists[0], 100);
+    lists[1].copy_from(0, &lists[0], 0, 100);
     assert_eq!(lists[1].to_vec(), before);
 }
 
@@ -194,7 +219,7 @@ proptest! {
         }
         let all = list.to_vec();
         let at = all.len() * cut / 1000;
-        let mut front = list.split_front(at, &arena, Gfp::Nowait).expect("64 pages");
+        let mut front = list.split_front(at, &arena, Gfp::NOWAIT).expect("64 pages");
         prop_assert_eq!(front.to_vec(), &all[..at]);
         prop_assert_eq!(list.to_vec(), &all[at..]);
         prop_assert_eq!(front.bytes() + list.bytes(), all.len());
@@ -208,13 +233,15 @@ proptest! {
         for (addr, len) in pieces {
             list.push_guest(&pin, addr, len, &arena).expect("mapped");
         }
-        let copy = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
-        copy.copy_from(0, &list, list.bytes());
+        let copy = SgList::alloc(&arena, list.bytes(), Gfp::NOWAIT).expect("64 pages");
+        copy.copy_from(0, &list, 0, list.bytes());
         prop_assert_eq!(copy.to_vec(), list.to_vec());
         let skip = list.bytes() / 3;
-        let shifted = SgList::alloc(&arena, list.bytes(), Gfp::Nowait).expect("64 pages");
-        shifted.copy_from(skip, &list, list.bytes() - skip);
-        prop_assert_eq!(&shifted.to_vec()[skip..], &list.to_vec()[..list.bytes() - skip]);
+        let shifted = SgList::alloc(&arena, list.bytes(), Gfp::NOWAIT).expect("64 pages");
+        shifted.copy_from(skip, &list, skip / 2, list.bytes() - skip);
+        prop_assert_eq!(&shifted.to_vec()[skip..], &list.to_vec()[skip / 2..list.bytes() - skip + skip / 2]);
         prop_assert!(shifted.to_vec()[..skip].iter().all(|byte| *byte == 0));
+        shifted.zero(skip, list.bytes() / 2);
+        prop_assert!(shifted.to_vec()[..skip + list.bytes() / 2].iter().all(|byte| *byte == 0));
     }
 }

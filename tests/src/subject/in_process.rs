@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use sluice_backend::adapter::{self, Adapter};
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::workers::Workers;
-use sluice_blk::disk::{Cache, DiskOptions, EngineKind};
+use sluice_blk::disk::{Cache, DiskOptions};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -91,15 +91,14 @@ fn product(disk: &Disk) -> Device {
     let cache =
         spec.cache.map_or(Cache::Writeback, |word| word.parse().expect("a test knows the cache modes"));
     let options = DiskOptions {
-        path: disk.path(),
         read_only: spec.read_only,
         cache: Some(cache),
-        engine: EngineKind::Uring,
         logical_block_size: spec.logical_block,
+        ..DiskOptions::new(disk.path())
     };
     let disk = sluice_blk::disk::Disk::open(&options).expect("a test's disk can be opened");
     let (num_queues, queue_size, serial) = (spec.queues, spec.queue_size, spec.serial.clone());
-    Device::new(disk, &DeviceOptions { num_queues, queue_size, serial })
+    Device::new(disk, &DeviceOptions { num_queues, queue_size, serial, memory_budget: None })
         .expect("a test's options are possible")
 }
 

@@ -21,13 +21,8 @@ fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
     {
         let mut rig = Rig::new(false, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
         let Some(device) = LoopDevice::over(rig.file.path(), 512) else { return };
-        let options = DiskOptions {
-            path: device.path().to_owned(),
-            read_only: false,
-            cache: Some(cache),
-            engine,
-            logical_block_size: None,
-        };
+        let options =
+            DiskOptions { read_only: false, cache: Some(cache), engine, ..DiskOptions::new(device.path()) };
         let disk = Disk::open(&options).expect("a loop device is a disk");
         eprintln!("{engine}, cache={cache}");
         rig.engine = disk.engine(64, rig.ring.as_ref()).expect("a free slot");
@@ -78,28 +73,22 @@ fn a_block_device_gives_space_back_and_zeroes() {
 }
 
 #[test]
-fn large_blocks_of_a_device_are_those_of_the_disk() {
+fn large_blocks_of_a_device_are_those_of_the_disk_unless_the_guest_shall_see_smaller_ones() {
     let file = NamedTempFile::new().expect("a temporary file");
     file.as_file().write_all_at(&[1; 512], FILE_BYTES - 512).expect("a sparse file");
     let Some(device) = LoopDevice::over(file.path(), 4096) else { return };
     for cache in [Cache::None, Cache::Writeback] {
-        let mut options = DiskOptions {
-            path: device.path().to_owned(),
-            read_only: true,
+        let options = |logical_block_size| DiskOptions {
             cache: Some(cache),
             engine: EngineKind::Sync,
-            logical_block_size: None,
+            logical_block_size,
+            ..DiskOptions::new(device.path())
         };
-        let disk = Disk::open(&options).expect("a loop device is a disk");
-        assert_eq!(disk.limits().logical_block_size, 4096);
-        options.logical_block_size = Some(512);
-        let error = Disk::open(&options).expect_err("it has no sectors of 512 bytes");
-        assert_eq!(
-            error.to_string(),
-            format!(
-                "{} is addressed in blocks of 4096 bytes, so its logical block size cannot be 512: leave it out",
-                device.path().display()
-            )
-        );
+        let limits = |logical| *Disk::open(&options(logical)).expect("a loop device is a disk").limits();
+        assert_eq!(limits(None), limits(Some(4096)));
+        assert_eq!(limits(None).logical_block_size, 4096);
+        let small = limits(Some(512));
+        assert_eq!((small.logical_block_size, small.physical_block_size), (512, 4096), "512e");
+        assert_eq!(small.has_partial_blocks(), cache == Cache::None, "the page cache does that itself");
     }
 }

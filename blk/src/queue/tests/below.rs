@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 use crate::disk::{Cache, Disk as RealDisk, DiskOptions, EngineKind};
 use crate::doubles::dice::Dice;
 use crate::engine::ring::Ring;
+use crate::request::Command;
 
 use super::scripted::{DISCARDED, Disk, Faults, Knows, Scripted};
 use super::*;
@@ -25,24 +26,27 @@ impl Below {
         model: &[u8],
         faulty: bool,
     ) -> (Self, QueueLimits, Box<dyn Engine>) {
+        let (logical_block_size, disk_block_size) = dice.pick(&[(512, 512), (512, 4096), (4096, 4096)]);
+        let dma_alignment: u32 = dice.pick(&[1, 512, 512, 4096]);
         let limits = QueueLimits {
-            logical_block_size: dice.pick(&[512, 4096]),
-            dma_alignment: dice.pick(&[1, 512, 512, 4096]),
+            logical_block_size,
+            disk_block_size,
+            dma_alignment,
+            length_alignment: dice.pick(&[dma_alignment.min(512), 512, disk_block_size]),
             max_bytes: random_bytes_max(dice),
             ..QueueLimits::default()
         };
-        let disk = Disk::new(model.len() / 512, limits, Dice::new(dice.roll()));
+        let disk = Disk::of(model.to_vec(), limits, Dice::new(dice.roll()));
         {
             let disk = &mut *disk.borrow_mut();
-            disk.write(0, model);
             let mut rate = |most| dice.pick(&[0, most]);
             let faults = Faults { full: rate(40), short: rate(50), again: rate(20), io_error: 0, end: 0 };
             disk.faults = if faulty { Faults { io_error: 10, end: rate(3), ..faults } } else { faults };
             let mut knows = || dice.chance(60);
-            disk.knows = Knows { discard: knows(), zero: knows(), zero_unmap: knows() };
+            disk.knows = Knows { discard: knows(), zero: knows(), zero_unmap: knows(), ..Knows::ALL };
             disk.room = dice.size(1..40);
         }
-        let engine = Box::new(Scripted(Rc::clone(&disk)));
+        let engine = Box::new(Scripted { disk: Rc::clone(&disk), queue: 0 });
         (Self::Scripted(disk), limits, engine)
     }
 
@@ -56,15 +60,17 @@ impl Below {
         file.as_file().write_all_at(model, 0).expect("there is room");
         let ring = (engine == EngineKind::Uring).then(|| Ring::new(8).expect("tests need io_uring"));
         let options = DiskOptions {
-            path: file.path().to_owned(),
-            read_only: false,
             // Direct I/O where the file takes it.
             cache: dice.pick(&[None, Some(Cache::Writeback)]),
             engine,
             logical_block_size: dice.pick(&[None, Some(4096)]),
+            ..DiskOptions::new(file.path())
         };
         let disk = RealDisk::open(&options).expect("a good file");
-        let limits = QueueLimits { max_bytes: random_bytes_max(dice), ..*disk.limits() };
+        let found = *disk.limits();
+        // As if the disk had larger blocks than the file needs.
+        let disk_block_size = dice.pick(&[found.disk_block_size, 4096]);
+        let limits = QueueLimits { disk_block_size, max_bytes: random_bytes_max(dice), ..found };
         let engine = disk.engine(RequestQueue::tags(1), ring.as_ref()).expect("a free slot");
         (Self::File(file, ring), limits, engine)
     }
@@ -72,13 +78,12 @@ impl Below {
     /// Begins a chain that the queue calls by a number. Returns how many changes there were before.
     pub(super) fn begin(&self, chain: u32) -> u64 {
         let Self::Scripted(disk) = self else { return 0 };
-        disk.borrow_mut().failed.remove(&chain);
-        disk.borrow().changes
+        disk.borrow_mut().begin(0, chain)
     }
 
     /// Whether something of a chain has failed.
     pub(super) fn has_failed(&self, chain: u32) -> bool {
-        matches!(self, Self::Scripted(disk) if disk.borrow().failed.contains(&chain))
+        matches!(self, Self::Scripted(disk) if disk.borrow().failed.contains(&(0, chain)))
     }
 
     /// Lets time pass; with `wait` until something happens.

@@ -3,8 +3,10 @@
 use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
+use crate::bio::Op;
 use crate::doubles::dice::Dice;
 use crate::doubles::guest_ram::GuestRam;
+use crate::request::Command;
 use crate::sector::{DiskRange, Sector};
 
 use super::scripted::{Disk, Scripted};
@@ -20,22 +22,44 @@ pub(super) struct Bench {
 }
 
 pub(super) fn config(depth: u16, limits: QueueLimits) -> QueueConfig {
-    QueueConfig { depth, limits, device_id: b"disk-of-the-tests-01".to_vec(), ignore_flush: false }
+    QueueConfig { device_id: b"disk-of-the-tests-01".to_vec(), ..QueueConfig::new(depth, limits) }
+}
+
+/// The same, with as little memory as a queue can have.
+pub(super) fn short_of_memory(depth: u16, limits: QueueLimits) -> QueueConfig {
+    QueueConfig { memory: memory(QueueMemory::LEAST), ..config(depth, limits) }
+}
+
+/// So much memory, and a reserve that serves every piece.
+pub(super) fn memory(bytes: usize) -> QueueMemory {
+    QueueMemory::of(Budget::new("test's", bytes))
 }
 
 pub(super) fn bench(config: QueueConfig) -> Bench {
     let disk = Disk::new(SECTORS, config.limits, Dice::new(1));
-    let queue = RequestQueue::new(config, Box::new(Scripted(Rc::clone(&disk)))).expect("address space");
+    let engine = Scripted { disk: Rc::clone(&disk), queue: 0 };
+    let queue = RequestQueue::new(config, Box::new(engine)).expect("address space");
     Bench { queue, disk, ram: GuestRam::new(1, 4096) }
 }
 
 /// A disk with direct I/O.
 pub(super) fn direct(logical_block_size: u32) -> QueueLimits {
-    QueueLimits { logical_block_size, dma_alignment: 512, ..QueueLimits::default() }
+    QueueLimits {
+        logical_block_size,
+        disk_block_size: logical_block_size,
+        dma_alignment: 512,
+        length_alignment: 512,
+        ..QueueLimits::default()
+    }
 }
 
 pub(super) fn range(offset: u64, len: u64) -> DiskRange {
     DiskRange::new(Sector(offset / 512), len, Sector(SECTORS as u64), 512).expect("on the disk")
+}
+
+/// A disk whose guests see blocks of 512 bytes and that has blocks of 4096, with direct I/O.
+pub(super) fn large_blocks() -> QueueLimits {
+    QueueLimits { logical_block_size: 512, length_alignment: 4096, ..direct(4096) }
 }
 
 impl Bench {

@@ -1,6 +1,8 @@
 //! What is asked of the disk, and what is made of its answers.
 
+use crate::bio::Op;
 use crate::doubles::dice::Dice;
+use crate::request::Command;
 use crate::sector::DiskRange;
 
 use super::bench::{bench, config, direct, range};
@@ -49,7 +51,7 @@ fn a_disk_that_cannot_zero_gets_zeroes_written_and_is_asked_once() {
         (false, false, &[unmap, keep, write, write, write, write]),
     ] {
         let mut bench = bench(config(1, direct(4096)));
-        bench.disk().knows = Knows { discard: true, zero, zero_unmap };
+        bench.disk().knows = Knows { zero, zero_unmap, ..Knows::ALL };
         bench.disk().write(0, &vec![7; 4 << 20]);
         for offset in [4096, 2 << 20] {
             let chain = bench.bare(Op::WriteZeroes { unmap: true, fua: true }, range(offset, 0x10_1000));
@@ -76,7 +78,7 @@ fn a_disk_that_cannot_discard_succeeds_and_is_asked_once() {
 #[test]
 fn a_range_of_nothing_is_done_without_the_disk() {
     let mut bench = bench(config(1, direct(4096)));
-    bench.disk().knows = Knows { discard: false, zero: false, zero_unmap: false };
+    bench.disk().knows = Knows { discard: false, zero: false, zero_unmap: false, ..Knows::ALL };
     let (fua, unmap) = (true, true);
     for op in [Op::Read, Op::Write { fua }, Op::Discard { fua }, Op::WriteZeroes { unmap, fua }] {
         let chain = bench.bare(op, range(8192, 0));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::*;
+use crate::bio::Op;
 
 /// A chain under way.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) struct Flight {
 
 impl Flight {
     pub(super) fn writes(&self) -> bool {
-        matches!(self.op, Op::Write { .. } | Op::Discard { .. } | Op::WriteZeroes { .. })
+        matches!(self.op, Op::Write { .. } | Op::Discard { .. } | Op::WriteZeroes { .. } | Op::SecureErase)
     }
 
     pub(super) fn fua(&self) -> bool {

@@ -3,10 +3,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::bio::Op;
 use crate::disk::EngineKind;
 use crate::doubles::dice::{Dice, for_seeds};
 use crate::doubles::guest_ram::GuestRam;
 use crate::doubles::patience::in_time;
+use crate::request::Command;
 use crate::sector::{DiskRange, Sector};
 
 use super::below::Below;
@@ -70,7 +72,8 @@ impl Driver {
     ) -> Self {
         let depth = dice.pick(&[1, 2, 5, 16]);
         let device_id = b"a disk of the tests".to_vec();
-        let config = QueueConfig { depth, limits, device_id, ignore_flush: dice.chance(10) };
+        let ignore_flush = dice.chance(10);
+        let config = QueueConfig { device_id, ignore_flush, ..QueueConfig::new(depth, limits) };
         let queue = RequestQueue::new(config, engine).expect("address space");
         let windows = usize::from(depth) * place(&(0..WINDOW_BYTES)).len();
         let ram = GuestRam::new(windows.div_ceil(REGION_PAGES * PAGE_SIZE), REGION_PAGES);
@@ -106,8 +109,8 @@ impl Driver {
         let bios = self.build(op, &ranges, &pieces);
         let cookie = u32::try_from(slot).expect("few slots") + COOKIES;
         if op == Op::DeviceId {
-            let request = self.queue.make_request(bios).expect("one direction");
-            self.queue.execute(request.device_id(), cookie).expect("not full");
+            let request = self.queue.make_request(bios, Gfp::NOWAIT).expect("one direction");
+            self.queue.execute(request.with(PassthroughCommand::DeviceId), cookie).expect("not full");
         } else {
             self.queue.submit(bios, cookie).expect("not full");
         }

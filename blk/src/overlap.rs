@@ -1,0 +1,330 @@
+//! Which ranges of a disk are being written to: for disks whose guests write parts of the disk's blocks.
+//!
+//! A write of a part of a block reads the block, changes the part, and writes the block. Between the two, no other
+//! write may change the same block, on whatever queue. So on such a disk every write holds the blocks that it touches:
+//! *shared* when it writes whole blocks (two of those may overlap as they like, the guest asked for it), *exclusive*
+//! when it changes a part. No Linux counterpart in the block layer, where drivers have logical blocks; the nearest is
+//! the page lock under a buffered write.
+//!
+//! Deadlock is impossible: a piece of I/O takes one range, at once or not at all, and holds it only until the engine is
+//! done with it, for which it needs nothing else. Starvation is too: who was refused leaves a claim, and nobody gets a
+//! range before an older claim on it. Each queue has at most one claim, since what is behind it in its FIFO waits too.
+//! And nobody sleeps past its turn: whenever a range is given back or a claim is given up, those are woken whose claims
+//! it stood in the way of.
+//!
+//! Disks whose guests write whole blocks do not use this, so their queues share nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How a range is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Whole blocks are written.
+    Shared,
+    /// A part of a block is read, changed and written.
+    Exclusive,
+}
+
+/// Wakes the thread of a queue whose claim may succeed now.
+pub trait Wake: Send + Sync + std::fmt::Debug {
+    /// Makes the thread dispatch its queue again. Called from other queues' threads, and with the ranges locked: it must
+    /// neither wait nor come back to them.
+    fn wake(&self);
+}
+
+/// A queue that writes to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer(u32);
+
+/// What a writer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    start: u64,
+    end: u64,
+    access: Access,
+}
+
+/// Bytes `start..end` of the disk, held or claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    start: u64,
+    end: u64,
+    access: Access,
+    writer: Writer,
+}
+
+impl Range {
+    fn conflicts(&self, other: &Self) -> bool {
+        let overlap = self.start < other.end && other.start < self.end;
+        overlap && (self.access == Access::Exclusive || other.access == Access::Exclusive)
+    }
+}
+
+/// The ranges of one disk that are being written to.
+#[derive(Debug, Default)]
+pub struct Overlaps {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    held: Vec<Range>,
+    /// In the order in which they were made.
+    claims: Vec<Range>,
+    writers: Vec<Registered>,
+    next_writer: u32,
+    /// How many ranges all writers together may hold.
+    depth: usize,
+}
+
+#[derive(Debug)]
+struct Registered {
+    writer: Writer,
+    /// How many ranges it may hold.
+    depth: usize,
+    wake: Arc<dyn Wake>,
+}
+
+impl Overlaps {
+    /// A queue that will hold at most `depth` ranges at a time; `wake` wakes its thread.
+    pub fn register(&self, depth: usize, wake: Arc<dyn Wake>) -> Writer {
+        let mut inner = self.lock();
+        let writer = Writer(inner.next_writer);
+        inner.next_writer += 1;
+        inner.writers.push(Registered { writer, depth, wake });
+        // Room for all that can be held and claimed, so that nothing is allocated per I/O. It stays when writers leave.
+        inner.depth += depth;
+        let (held, claims) = (inner.depth - inner.held.len(), inner.writers.len() - inner.claims.len());
+        inner.held.reserve(held);
+        inner.claims.reserve(claims);
+        writer
+    }
+
+    /// A queue that writes no more: all of its I/O has landed. What it holds and claims is given back.
+    ///
+    /// # Panics
+    /// When there is no such writer.
+    pub fn unregister(&self, writer: Writer) {
+        let mut inner = self.lock();
+        let at = inner.writers.iter().position(|registered| registered.writer == writer);
+        let registered = inner.writers.swap_remove(at.expect("who leaves was there"));
+        inner.depth -= registered.depth;
+        while let Some(at) = inner.held.iter().position(|held| held.writer == writer) {
+            let gone = inner.held.swap_remove(at);
+            inner.wake_waiting(gone);
+        }
+        inner.drop_claim(writer);
+    }
+
+    /// Takes `len` bytes at `start`, whole blocks. `None` when they are in use, or claimed by who came before: then
+    /// `writer` has a claim on them, replacing the one it had, and is woken when others have given back what is in the
+    /// way. What it gives back itself it knows of.
+    pub fn try_take(&self, writer: Writer, start: u64, len: u64, access: Access) -> Option<Held> {
+        let end = start.saturating_add(len);
+        let range = Range { start, end, access, writer };
+        let mut inner = self.lock();
+        let own = inner.claims.iter().position(|claim| claim.writer == writer);
+        let older = &inner.claims[..own.unwrap_or(inner.claims.len())];
+        let free = !inner.held.iter().chain(older).any(|other| other.conflicts(&range));
+        // What this writer claimed before, if that is not claimed any more.
+        let given_up = match (free, own) {
+            (true, own) => {
+                let claim = own.map(|own| inner.claims.remove(own));
+                inner.held.push(range);
+                claim
+            }
+            // The place in the line stays.
+            (false, Some(own)) => Some(std::mem::replace(&mut inner.claims[own], range)),
+            (false, None) => {
+                inner.claims.push(range);
+                None
+            }
+        };
+        if let Some(claim) = given_up.filter(|claim| *claim != range) {
+            inner.wake_waiting(claim);
+        }
+        free.then_some(Held { start, end, access })
+    }
+
+    /// Drops the claim of `writer`: what it wanted to write is not to be written any more.
+    pub fn cancel(&self, writer: Writer) {
+        self.lock().drop_claim(writer);
+    }
+
+    /// Gives back what [`Overlaps::try_take`] took.
+    ///
+    /// # Panics
+    /// When the writer does not hold it.
+    pub fn put(&self, writer: Writer, held: Held) {
+        let Held { start, end, access } = held;
+        let range = Range { start, end, access, writer };
+        let mut inner = self.lock();
+        let at = inner.held.iter().position(|held| *held == range).expect("what is given back was taken");
+        inner.held.swap_remove(at);
+        inner.wake_waiting(range);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn drop_claim(&mut self, writer: Writer) {
+        if let Some(at) = self.claims.iter().position(|claim| claim.writer == writer) {
+            let gone = self.claims.remove(at);
+            self.wake_waiting(gone);
+        }
+    }
+
+    /// Wakes those whose claims a range stood in the way of that does no longer. They find out by themselves whether
+    /// there is another one; and whoever gave the range back is awake.
+    fn wake_waiting(&self, gone: Range) {
+        let waiting = |claim: &&Range| claim.writer != gone.writer && claim.conflicts(&gone);
+        for claim in self.claims.iter().filter(waiting) {
+            let writer = self.writers.iter().find(|registered| registered.writer == claim.writer);
+            writer.expect("a claim is one of a writer's").wake.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Counted(AtomicUsize);
+
+    impl Wake for Counted {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn writers(overlaps: &Overlaps) -> [(Writer, Arc<Counted>); 3] {
+        std::array::from_fn(|_| {
+            let wake = Arc::new(Counted::default());
+            (overlaps.register(8, Arc::clone(&wake) as Arc<dyn Wake>), wake)
+        })
+    }
+
+    #[test]
+    fn whole_blocks_may_overlap_and_parts_may_not() {
+        let overlaps = Overlaps::default();
+        let [(a, _), (b, _), (c, _)] = writers(&overlaps);
+        let by_a = overlaps.try_take(a, 0, 10, Access::Shared).expect("nobody writes");
+        let by_b = overlaps.try_take(b, 5, 10, Access::Shared).expect("whole blocks may overlap");
+        assert_eq!(overlaps.try_take(c, 9, 1, Access::Exclusive), None);
+        overlaps.put(a, by_a);
+        assert_eq!(overlaps.try_take(c, 9, 1, Access::Exclusive), None);
+        overlaps.put(b, by_b);
+        assert!(overlaps.try_take(c, 9, 1, Access::Exclusive).is_some());
+        assert_eq!(overlaps.try_take(a, 0, 10, Access::Shared), None);
+        assert!(overlaps.try_take(b, 10, 1, Access::Exclusive).is_some(), "neighbours do not overlap");
+    }
+
+    #[test]
+    fn nobody_overtakes_a_claim_but_where_it_does_not_reach() {
+        let overlaps = Overlaps::default();
+        let [(a, _), (b, _), (c, _)] = writers(&overlaps);
+        let by_a = overlaps.try_take(a, 0, 1, Access::Shared).expect("nobody writes");
+        assert_eq!(overlaps.try_take(b, 0, 1, Access::Exclusive), None);
+        assert_eq!(overlaps.try_take(c, 0, 2, Access::Shared), None, "it would starve the claim before it");
+        overlaps.put(a, by_a);
+        assert_eq!(overlaps.try_take(c, 0, 2, Access::Shared), None);
+        let by_b = overlaps.try_take(b, 0, 1, Access::Exclusive).expect("its turn");
+        overlaps.put(b, by_b);
+        assert!(overlaps.try_take(c, 0, 2, Access::Shared).is_some());
+    }
+
+    #[test]
+    fn who_waits_is_woken_and_who_does_not_is_not() {
+        let overlaps = Overlaps::default();
+        let [(a, a_woken), (b, b_woken), (c, c_woken)] = writers(&overlaps);
+        let by_a = overlaps.try_take(a, 0, 1, Access::Exclusive).expect("nobody writes");
+        assert_eq!(overlaps.try_take(b, 0, 1, Access::Shared), None);
+        assert!(overlaps.try_take(c, 7, 1, Access::Shared).is_some());
+        overlaps.put(a, by_a);
+        let woken = [a_woken, b_woken, c_woken].map(|woken| woken.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [0, 1, 0]);
+    }
+
+    #[test]
+    fn a_claim_that_is_replaced_by_another_lets_the_next_one_through() {
+        for elsewhere_is_free in [true, false] {
+            let overlaps = Overlaps::default();
+            let [(a, _), (b, _), (c, c_woken)] = writers(&overlaps);
+            let by_a = overlaps.try_take(a, 0, 1, Access::Shared).expect("nobody writes");
+            let elsewhere = overlaps.try_take(a, 7, 1, Access::Exclusive).expect("nobody writes");
+            assert_eq!(overlaps.try_take(b, 0, 1, Access::Exclusive), None);
+            assert_eq!(overlaps.try_take(c, 0, 1, Access::Shared), None);
+            if elsewhere_is_free {
+                overlaps.put(a, elsewhere);
+            }
+            assert_eq!(c_woken.0.load(Ordering::Relaxed), 0, "the claim before it is still there");
+            assert_eq!(overlaps.try_take(b, 7, 1, Access::Exclusive).is_some(), elsewhere_is_free);
+            assert_eq!(c_woken.0.load(Ordering::Relaxed), 1);
+            assert!(overlaps.try_take(c, 0, 1, Access::Shared).is_some());
+            overlaps.put(a, by_a);
+        }
+    }
+
+    #[test]
+    fn a_queue_waits_for_itself_too_but_need_not_be_woken_by_itself() {
+        let overlaps = Overlaps::default();
+        let [(a, a_woken), ..] = writers(&overlaps);
+        let first = overlaps.try_take(a, 0, 1, Access::Exclusive).expect("nobody writes");
+        assert_eq!(overlaps.try_take(a, 0, 1, Access::Exclusive), None);
+        overlaps.put(a, first);
+        assert_eq!(a_woken.0.load(Ordering::Relaxed), 0);
+        assert!(overlaps.try_take(a, 0, 1, Access::Exclusive).is_some());
+    }
+
+    #[test]
+    fn all_that_queues_may_hold_and_claim_has_room_from_the_start() {
+        let overlaps = Overlaps::default();
+        let writers = writers(&overlaps).map(|(writer, _)| writer);
+        let room = || {
+            let inner = overlaps.lock();
+            (inner.held.capacity(), inner.claims.capacity())
+        };
+        let before = room();
+        let hold = |writer, start| overlaps.try_take(writer, start, 1, Access::Exclusive).is_some();
+        for (writer, first) in writers.into_iter().zip([0, 8, 16]) {
+            assert!((first..first + 8).all(|start| hold(writer, start)));
+        }
+        assert!(writers.into_iter().all(|writer| !hold(writer, 0)));
+        assert_eq!(room(), before);
+        assert!(before.0 >= 24 && before.1 >= 3);
+    }
+
+    #[test]
+    fn a_queue_that_leaves_gives_back_what_it_holds() {
+        let overlaps = Overlaps::default();
+        let [(a, _), (b, b_woken), _] = writers(&overlaps);
+        assert!(overlaps.try_take(a, 0, 1, Access::Exclusive).is_some());
+        assert_eq!(overlaps.try_take(b, 0, 1, Access::Shared), None);
+        overlaps.unregister(a);
+        assert_eq!(b_woken.0.load(Ordering::Relaxed), 1);
+        assert!(overlaps.try_take(b, 0, 1, Access::Shared).is_some());
+    }
+
+    #[test]
+    fn a_claim_that_is_dropped_lets_the_next_one_through() {
+        let overlaps = Overlaps::default();
+        let [(a, _), (b, _), (c, c_woken)] = writers(&overlaps);
+        let by_a = overlaps.try_take(a, 0, 1, Access::Shared);
+        for leave in [Overlaps::cancel, Overlaps::unregister] {
+            assert_eq!(overlaps.try_take(b, 0, 1, Access::Exclusive), None);
+            assert_eq!(overlaps.try_take(c, 0, 1, Access::Shared), None);
+            let before = c_woken.0.load(Ordering::Relaxed);
+            leave(&overlaps, b);
+            assert_eq!(c_woken.0.load(Ordering::Relaxed), before + 1);
+            let by_c = overlaps.try_take(c, 0, 1, Access::Shared).expect("whole blocks may overlap");
+            overlaps.put(c, by_c);
+        }
+        assert!(by_a.is_some());
+    }
+}

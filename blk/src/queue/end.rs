@@ -1,0 +1,194 @@
+//! From results of the engine to chains that are done: what was moved is copied out, what was not is tried again, what the
+//! disk does not know is done another way.
+
+use rustix::io::Errno;
+
+use super::{Chain, Completed, RequestQueue};
+use crate::bio::{Bio, Op};
+use crate::request::{Command, IoResult, Request, Status};
+
+impl RequestQueue {
+    /// How often in a row an engine may say "interrupted" or "again" of one request.
+    pub(super) const RETRIES_MAX: u8 = 64;
+
+    pub(super) fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
+        self.engine.submit(request)?;
+        self.stats.requests.add(1);
+        Ok(())
+    }
+
+    /// A request came back from the engine.
+    pub(super) fn end(&mut self, request: Request, result: IoResult) {
+        self.stalled = false;
+        let left = request.len();
+        match (request.command, result) {
+            (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {
+                if request.partial.is_some() {
+                    self.moved_block(request, u64::from(count) == left);
+                } else {
+                    self.moved(request, count);
+                }
+            }
+            (Command::Sync | Command::SecureErase, Ok(_)) => self.finish_request(request, Status::Ok),
+            (Command::Discard | Command::Zero { .. }, Ok(_)) => self.changed(request),
+            (_, Err(Errno::INTR | Errno::AGAIN)) if request.retries < Self::RETRIES_MAX => {
+                self.try_again(request);
+            }
+            (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
+                self.fall_back(request);
+            }
+            (_, result) => {
+                self.log_failure(&request, result);
+                self.finish_request(request, Status::IoErr);
+            }
+        }
+    }
+
+    /// `count` bytes were read or written; when that is not all, the rest is tried.
+    fn moved(&mut self, mut request: Request, count: u32) {
+        self.account(&request, count);
+        let mut left = count;
+        while let Some(bio) = request.advance(&mut left) {
+            self.finish(bio, Status::Ok);
+        }
+        request.retries = 0;
+        if request.len() == 0 {
+            self.finish_request(request, Status::Ok);
+        } else {
+            self.again.push_back(request);
+        }
+    }
+
+    /// A block of which the bio has a part was read or written, `wholly` or not: then it is once more from its start.
+    fn moved_block(&mut self, mut request: Request, wholly: bool) {
+        let (Some(partial), Some(bounce)) = (request.partial, &request.bounce) else {
+            unreachable!("a part of a block is bounced")
+        };
+        let len = u32::try_from(partial.len).expect("a block is small");
+        if !wholly && request.retries < Self::RETRIES_MAX {
+            return self.try_again(request);
+        }
+        match (request.bio().op, request.command) {
+            _ if !wholly => return self.finish_request(request, Status::IoErr),
+            (Op::Read, _) => bounce.copy_out(partial.skip, &request.bio().sg, partial.len),
+            // The block is there: now it is changed and written.
+            (Op::Write { fua }, Command::Read) => {
+                bounce.copy_in(partial.skip, &request.bio().sg);
+                return self.write_back(request, fua);
+            }
+            (Op::WriteZeroes { fua, .. }, Command::Read) => {
+                bounce.zero(partial.skip, partial.len);
+                return self.write_back(request, fua);
+            }
+            _ => {}
+        }
+        self.account(&request, len);
+        request.retries = 0;
+        self.finish_request(request, Status::Ok);
+    }
+
+    fn write_back(&mut self, mut request: Request, fua: bool) {
+        request.command = Command::Write { dsync: fua && !self.config.ignore_flush };
+        request.retries = 0;
+        self.again.push_back(request);
+    }
+
+    fn try_again(&mut self, mut request: Request) {
+        request.retries += 1;
+        self.again.push_back(request);
+    }
+
+    /// Counts bytes that the guest wanted read or written.
+    fn account(&mut self, request: &Request, count: u32) {
+        if request.command == Command::Read {
+            // What a chain has in memory was checked to fit a u32.
+            let chain = &mut self.chains[request.bio().chain as usize];
+            chain.bytes = chain.bytes.saturating_add(count);
+            self.stats.bytes_read.add(u64::from(count));
+        } else {
+            self.stats.bytes_written.add(u64::from(count));
+        }
+    }
+
+    /// A range was discarded or zeroed; with FUA that still has to be made durable.
+    fn changed(&mut self, mut request: Request) {
+        let fua = matches!(request.bio().op, Op::Discard { fua: true } | Op::WriteZeroes { fua: true, .. });
+        if fua && !self.config.ignore_flush {
+            request.command = Command::Sync;
+            self.again.push_back(request);
+        } else {
+            self.finish_request(request, Status::Ok);
+        }
+    }
+
+    /// The disk does not know the command: the next best way, for this request and all that follow.
+    fn fall_back(&mut self, request: Request) {
+        match request.command {
+            Command::Zero { unmap: true } => self.unsupported.zero_unmap = true,
+            Command::Zero { unmap: false } => self.unsupported.zero = true,
+            _ => self.unsupported.discard = true,
+        }
+        log::info!("the disk cannot {:?}; going on without", request.command);
+        let bio = self.release(request);
+        self.parked.push_front(bio);
+    }
+
+    /// The first failures are told, then ever fewer: a guest must not fill the log.
+    fn log_failure(&self, request: &Request, result: IoResult) {
+        let count = self.stats.failed.value() + 1;
+        if !count.is_power_of_two() {
+            return;
+        }
+        let (command, offset, len) = (request.command, request.offset(), request.len());
+        match result {
+            Ok(moved) => log::warn!(
+                "{command:?} of {len} bytes at {offset} moved {moved}: is the file shorter than it was? \
+                 (failure {count} of this queue)"
+            ),
+            Err(e) => {
+                log::warn!("{command:?} of {len} bytes at {offset}: {e} (failure {count} of this queue)")
+            }
+        }
+    }
+
+    /// Gives back the tag and the blocks of a request. The bios that are not done are left.
+    fn release(&mut self, mut request: Request) -> Box<Bio> {
+        if let (Some(held), Some(writes)) = (request.held.take(), &self.writes) {
+            writes.overlaps.put(writes.writer, held);
+        }
+        let (tag, bios) = request.into_parts();
+        self.tags.put(tag);
+        bios
+    }
+
+    fn finish_request(&mut self, request: Request, status: Status) {
+        let mut next = Some(self.release(request));
+        while let Some(mut bio) = next {
+            next = bio.next.take();
+            self.finish(bio, status);
+        }
+    }
+
+    /// A bio is done; with the last of its chain the chain is.
+    pub(super) fn finish(&mut self, bio: Box<Bio>, status: Status) {
+        let index = bio.chain;
+        self.bios.put(bio);
+        let chain = &mut self.chains[index as usize];
+        if chain.status == Status::Ok {
+            chain.status = status;
+        }
+        chain.pending -= 1;
+        if chain.pending == 0 {
+            let Chain { cookie, status, bytes, .. } = *chain;
+            self.stats.chains.add(1);
+            self.stats.failed.add(u64::from(status == Status::IoErr));
+            self.free_chains.push(index);
+            self.done.push_back(Completed { cookie, status, bytes });
+        }
+    }
+}
+
+/// What systems say of an fallocate(2) or a command that they do not know.
+fn is_unsupported(error: Errno) -> bool {
+    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::NODEV)
+}

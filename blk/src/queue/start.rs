@@ -1,0 +1,213 @@
+//! From parked bios to requests in the engine: what the disk has to do for a bio, how much of it at once, with which
+//! memory, and whether all that it takes is there.
+
+use sluice_mem::PAGE_SIZE;
+use sluice_mem::bounce::Bounce;
+use sluice_mem::gfp::Gfp;
+
+use super::{RequestQueue, Writes, bytes_in_memory};
+use crate::bio::{Bio, Op};
+use crate::overlap::{Access, Held};
+use crate::request::{Command, Request, Status};
+use crate::split::{BounceReason, Piece, next_piece};
+
+/// What is to be done with a bio.
+enum Step {
+    Run(Command),
+    End(Status),
+}
+
+impl RequestQueue {
+    /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
+    pub(super) fn start(&mut self, mut bio: Box<Bio>) -> Result<(), Box<Bio>> {
+        if self.chains[bio.chain as usize].status != Status::Ok {
+            // Another part of the same chain has failed, so this part need not be tried.
+            self.drop_claim();
+            self.finish(bio, Status::IoErr);
+            return Ok(());
+        }
+        let command = match self.next_step(&bio) {
+            Step::Run(command) => command,
+            Step::End(status) => {
+                self.drop_claim();
+                self.finish(bio, status);
+                return Ok(());
+            }
+        };
+        if let (Op::WriteZeroes { .. }, Command::Write { .. }) = (bio.op, command) {
+            bio.zero_by_writing = true;
+        }
+        let Some(piece) = self.affordable(&bio) else { return Err(bio) };
+        if let (Command::Discard | Command::SecureErase, Some(_)) = (command, piece.bounce) {
+            // A part of a block: it has no space to give back, and cannot be erased.
+            let part = self.cut(bio, piece.bytes);
+            self.finish(part, if command == Command::Discard { Status::Ok } else { Status::IoErr });
+            return Ok(());
+        }
+        let Ok(held) = self.hold(&bio, piece) else { return Err(bio) };
+        let mut request = self.request(bio, piece, command);
+        request.held = held;
+        if let Err(request) = self.give(request) {
+            self.again.push_front(*request);
+        }
+        Ok(())
+    }
+
+    /// What the disk has to do for a bio.
+    fn next_step(&self, bio: &Bio) -> Step {
+        let durable = |fua: bool| fua && !self.config.ignore_flush;
+        let unmaps = !self.unsupported.zero_unmap && !self.config.ignore_discard;
+        match bio.op {
+            Op::Flush if self.config.ignore_flush => Step::End(Status::Ok),
+            Op::Flush => Step::Run(Command::Sync),
+            Op::DeviceId => Step::End(Status::NotSupp),
+            _ if bio.range.len() == 0 => Step::End(Status::Ok),
+            Op::Read => Step::Run(Command::Read),
+            Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
+            Op::Discard { .. } if self.unsupported.discard || self.config.ignore_discard => {
+                Step::End(Status::Ok)
+            }
+            Op::Discard { .. } => Step::Run(Command::Discard),
+            Op::SecureErase => Step::Run(Command::SecureErase),
+            Op::WriteZeroes { unmap: true, .. } if unmaps && !bio.zero_by_writing => {
+                Step::Run(Command::Zero { unmap: true })
+            }
+            Op::WriteZeroes { .. } if !self.unsupported.zero && !bio.zero_by_writing => {
+                Step::Run(Command::Zero { unmap: false })
+            }
+            Op::WriteZeroes { fua, .. } => Step::Run(Command::Write { dsync: durable(fua) }),
+        }
+    }
+
+    /// The next piece of a bio, if all that it takes is there: one thread owns it all, so it still is a moment later.
+    ///
+    /// Where the memory for a bounce buffer is short, the piece is as large as there is memory for: a partial allocation is
+    /// progress.
+    fn affordable(&self, bio: &Bio) -> Option<Piece> {
+        let piece = next_piece(bio, &self.config.limits);
+        let cut = piece.bytes != bio.range.len();
+        if !self.tags.available() || (cut && self.bios.available() == 0) {
+            return None;
+        }
+        let buffer = piece.bounce.map_or(0, |_| pages(piece.bytes) + 1);
+        if self.arena.prepare(usize::from(cut) + buffer, Gfp::ATOMIC) {
+            return Some(piece);
+        }
+        if matches!(piece.bounce?, BounceReason::Fragmented | BounceReason::PartialBlock)
+            || self.bios.available() == 0
+        {
+            return None;
+        }
+        // But for the tables of the buffer and of what is cut.
+        let pages = self.arena.available_pages(Gfp::ATOMIC).checked_sub(2)?;
+        let most = piece.bytes.min((pages * PAGE_SIZE) as u64);
+        let bytes = most - most % self.config.limits.unit();
+        (bytes > 0).then_some(Piece { bytes, ..piece })
+    }
+
+    /// Takes the blocks that a piece writes to, on a disk whose guests write parts of blocks. `Err` when somebody else
+    /// has them: then this thread is woken when they are free.
+    fn hold(&mut self, bio: &Bio, piece: Piece) -> Result<Option<Held>, Busy> {
+        let Some(writes) = &mut self.writes else { return Ok(None) };
+        if bio.op == Op::Read || bio.op == Op::Flush {
+            return Ok(None);
+        }
+        let access = match piece.bounce {
+            Some(BounceReason::PartialBlock) => Access::Exclusive,
+            _ => Access::Shared,
+        };
+        let mut range = bio.range;
+        let blocks = range.take_front(piece.bytes).around(self.config.limits.unit());
+        let held = writes.overlaps.try_take(writes.writer, blocks.offset(), blocks.len(), access);
+        writes.has_claim = held.is_none();
+        held.map(Some).ok_or(Busy)
+    }
+
+    /// The bio at the front will not be started: nobody needs to wait for it.
+    fn drop_claim(&mut self) {
+        if let Some(Writes { overlaps, writer, has_claim }) = &mut self.writes
+            && std::mem::take(has_claim)
+        {
+            overlaps.cancel(*writer);
+        }
+    }
+
+    /// The request for a piece that [`RequestQueue::affordable`] has found.
+    fn request(&mut self, bio: Box<Bio>, piece: Piece, command: Command) -> Request {
+        let tag = self.tags.try_take().expect("it was affordable");
+        match piece.bounce {
+            None => Request::new(tag, command, self.cut(bio, piece.bytes), None),
+            Some(BounceReason::PartialBlock) => {
+                let block = self.config.limits.unit();
+                let bounce = self.bounce(block, BounceReason::PartialBlock);
+                Request::part_of_block(tag, self.cut(bio, piece.bytes), block, bounce)
+            }
+            Some(reason) => {
+                let bios = match reason {
+                    BounceReason::Fragmented => self.join(bio, piece.bytes),
+                    _ => self.cut(bio, piece.bytes),
+                };
+                let bounce = self.bounce(piece.bytes, reason);
+                if reason != BounceReason::Zeroes && command != Command::Read {
+                    copy_in(&bounce, &bios);
+                }
+                Request::new(tag, command, bios, Some(bounce))
+            }
+        }
+    }
+
+    /// The first `bytes` of a bio. What is left of it goes back to the front of the FIFO.
+    fn cut(&mut self, mut bio: Box<Bio>, bytes: u64) -> Box<Bio> {
+        if bytes == bio.range.len() {
+            return bio;
+        }
+        let range = bio.range.take_front(bytes);
+        let mut front = self.bios.try_take(bio.op, range).expect("it was affordable");
+        front.chain = bio.chain;
+        front.zero_by_writing = bio.zero_by_writing;
+        if bio.sg.bytes() > 0 {
+            let sg = bio.sg.split_front(bytes_in_memory(bytes), &self.arena, Gfp::ATOMIC);
+            front.sg = sg.expect("it was affordable");
+        }
+        self.chains[bio.chain as usize].pending += 1;
+        self.stats.splits.add(1);
+        self.parked.push_front(bio);
+        front
+    }
+
+    /// A bio that ends within a block, and after it the bios of its chain that have the rest of the block.
+    fn join(&mut self, mut bios: Box<Bio>, block: u64) -> Box<Bio> {
+        let (mut bytes, start) = (bios.range.len(), bios.range.offset());
+        while bytes < block {
+            let next =
+                self.parked.pop_front().expect("a chain is whole blocks, and its bios follow one another");
+            assert_eq!(next.chain, bios.chain, "a chain is whole blocks");
+            assert_eq!(next.range.offset(), start + bytes, "a block that bios share is one range");
+            let take = next.range.len().min(block - bytes);
+            let next = self.cut(next, take);
+            bytes += take;
+            bios.append(next);
+        }
+        bios
+    }
+
+    fn bounce(&self, bytes: u64, reason: BounceReason) -> Bounce {
+        self.stats.bounced(reason).add(1);
+        Bounce::alloc(&self.arena, bytes_in_memory(bytes), Gfp::ATOMIC).expect("it was affordable")
+    }
+}
+
+/// Somebody else writes there.
+struct Busy;
+
+fn copy_in(bounce: &Bounce, bios: &Bio) {
+    let mut offset = 0;
+    for bio in bios.list() {
+        bounce.copy_in(offset, &bio.sg);
+        offset += bio.sg.bytes();
+    }
+}
+
+fn pages(bytes: u64) -> usize {
+    bytes_in_memory(bytes).div_ceil(PAGE_SIZE)
+}
