@@ -149,7 +149,11 @@ impl Serving {
 
     fn converse(&self, connection: &mut Connection<'_>, listener: Option<&UnixListener>) -> io::Result<End> {
         loop {
-            let todo = self.wait(Some(connection), listener)?;
+            let mut todo = self.wait(Some(connection), listener)?;
+            if matches!(todo, Todo::Accept) && !connection.is_in_part() && is_readable(connection.stream())? {
+                // The served one may have left just before the other one came: then the other one is next, not second.
+                todo = Todo::Handle;
+            }
             match todo {
                 Todo::Stop => return Ok(End::Stopped),
                 Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
@@ -207,6 +211,13 @@ impl Serving {
     fn log(&self, level: Level, what: Arguments<'_>) {
         self.log.log(level, format_args!("{}: {what}", self.name));
     }
+}
+
+/// Whether there is a message, a part of one, or the end of the connection.
+fn is_readable(stream: &UnixStream) -> io::Result<bool> {
+    let mut polled = [PollFd::new(stream, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    Ok(!polled[0].revents().is_empty())
 }
 
 #[cfg(test)]

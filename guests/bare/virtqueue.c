@@ -15,8 +15,8 @@
 #define AVAILABLE_NO_INTERRUPT 1
 #define USED_NO_NOTIFY 1u
 
-/* Ten seconds on a 2 GHz time stamp counter; the disk may be slow, the host busy. */
-#define PATIENCE_CYCLES 20000000000u
+/* Fifty seconds on a 2 GHz time stamp counter; the disk may be slow, the host busy. */
+#define PATIENCE_CYCLES 100000000000u
 
 void virtqueue_init(struct virtqueue *q, uint16_t size)
 {

@@ -67,6 +67,6 @@ void virtqueue_kick(struct virtqueue *q);
 /*
  * Waits for the next completed chain, in whatever order the device completes them, frees its
  * descriptors and stores its head and the number of bytes that the device says it wrote. False
- * if none arrives in about ten seconds (`*head` is NO_HEAD then), or one that is not in flight.
+ * if none arrives in about forty seconds (`*head` is NO_HEAD then), or one that is not in flight.
  */
 bool virtqueue_wait(struct virtqueue *q, uint32_t *head, uint32_t *bytes);
