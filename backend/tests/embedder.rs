@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use sluice_backend::adapter;
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::workers::Workers;
-use sluice_blk::disk::{Cache, Disk, DiskOptions, EngineKind};
+use sluice_blk::disk::{Cache, Disk, DiskOptions};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -24,15 +24,14 @@ const WANTED: u64 = 1 << 32 | 1 << 30 | 1 << 9;
 
 /// The embedding program: opens a disk, makes it a device and hands that to its daemon.
 fn serve(path: &Path, socket: &Path) {
-    let disk = Disk::open(&DiskOptions {
-        path: path.to_owned(),
-        read_only: false,
-        cache: Some(Cache::Writeback),
-        engine: EngineKind::default(),
-        logical_block_size: None,
-    })
-    .expect("a disk");
-    let options = DeviceOptions { num_queues: 2, queue_size: 128, serial: Some("embedded".to_owned()) };
+    let disk =
+        Disk::open(&DiskOptions { cache: Some(Cache::Writeback), ..DiskOptions::new(path) }).expect("a disk");
+    let options = DeviceOptions {
+        num_queues: 2,
+        queue_size: 128,
+        serial: Some("embedded".to_owned()),
+        memory_budget: None,
+    };
     let device = Device::new(disk, &options).expect("a device");
     let workers = Workers::start(1).expect("a thread");
     let mut daemon = adapter::daemon("embedder", Arc::new(device), workers).expect("a daemon");

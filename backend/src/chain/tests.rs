@@ -4,8 +4,7 @@ mod model;
 mod plan;
 mod rows;
 
-use sluice_blk::queue::{QueueConfig, RequestQueue};
-use sluice_mem::gfp::Gfp;
+use sluice_blk::queue::{PassthroughCommand, QueueConfig, RequestQueue};
 
 use self::model::{Desc, Model, Outcome, Part};
 use super::*;
@@ -66,12 +65,7 @@ impl Bench {
         });
         let device = disk.device(1);
         let engine = device.disk().engine(RequestQueue::tags(made.size), None).expect("the sync engine");
-        let config = QueueConfig {
-            depth: made.size,
-            limits: *device.disk().limits(),
-            device_id: vec![],
-            ignore_flush: false,
-        };
+        let config = QueueConfig::new(made.size, *device.disk().limits());
         let ram = GuestRam::new(&regions());
         let setup = RingSetup {
             size: made.size,
@@ -116,7 +110,7 @@ impl Bench {
     /// Parses the chain at `head`, and checks it against the model. `None` is a fault.
     fn check(&mut self, head: u16) -> Option<Outcome> {
         let expected = self.model().outcome(head);
-        let (bios, pages) = (self.queue.bios().available(), self.queue.arena().available_pages(Gfp::Nowait));
+        let (bios, pages) = (self.queue.bios().available(), self.queue.arena().used_pages());
         let config = self.device.config();
         let parsed = self.parser.parse(&self.vring, head, &self.pin, config, &mut self.queue);
         let Ok(ParsedChain { status, action }) = parsed else {
@@ -127,7 +121,7 @@ impl Bench {
         let (place, expected) = expected.unwrap_or_else(|| panic!("a fault is due, not {outcome:x?}"));
         assert_eq!(outcome, expected);
         self.check_status(&status, place);
-        let left = (self.queue.bios().available(), self.queue.arena().available_pages(Gfp::Nowait));
+        let left = (self.queue.bios().available(), self.queue.arena().used_pages());
         assert_eq!(left, (bios, pages), "bios and pages that did not come back");
         Some(outcome)
     }
@@ -136,7 +130,8 @@ impl Bench {
         match action {
             Action::Answer(status) => Outcome::Answer(status),
             Action::Submit(chain) => Outcome::Submit(self.parts(chain)),
-            Action::DeviceId(chain) => Outcome::DeviceId(self.parts(chain)),
+            Action::Passthrough(chain, PassthroughCommand::DeviceId) => Outcome::DeviceId(self.parts(chain)),
+            Action::Passthrough(_, command) => panic!("{command:?} was not offered"),
         }
     }
 

@@ -103,7 +103,7 @@ fn each_field_is_where_the_headers_of_the_kernel_have_it() {
 #[test]
 fn a_disk_that_is_only_read_is_not_discarded() {
     let config = read_only();
-    assert!(config.is_read_only() && !config.has_discard());
+    assert!(config.is_read_only() && !config.has_write_zeroes());
     assert_eq!(config.read(36, 24), Some(vec![0; 24]), "no limits of what cannot be done");
     let changes = bits(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
     assert_eq!(config.features() & (changes | 1 << VIRTIO_BLK_F_RO), 1 << VIRTIO_BLK_F_RO);
@@ -248,11 +248,16 @@ fn without_indirect_descriptors_a_request_fits_a_ring() {
 }
 
 #[test]
-fn a_range_is_whole_blocks_of_the_disk() {
+fn a_driver_that_does_not_know_the_block_size_uses_sectors() {
     let disk = TestDisk::new(64).with(|options| options.logical_block_size = Some(4096)).open();
     let config = DiskConfig::new(&disk, 1, 128);
-    assert_eq!(config.range(Sector(8), 4096).map(|range| (range.offset(), range.len())), Ok((4096, 4096)));
-    for (sector, len) in [(8, 512), (4, 4096), (64, 4096), (56, 8192), (u64::MAX, 0), (1 << 55, 4096)] {
-        assert_eq!(config.range(Sector(sector), len), Err(BlkStatus::IoErr), "{len} at {sector}");
-    }
+    let block = || config.limits().logical_block_size;
+    assert_eq!(block(), 4096);
+    config.accept(INDIRECT);
+    assert_eq!(block(), 512, "BLK_SIZE was not accepted");
+    config.accept(1 << VIRTIO_BLK_F_BLK_SIZE);
+    assert_eq!(block(), 4096);
+    config.accept(0);
+    config.disconnect();
+    assert_eq!(block(), 4096, "the next driver has not said");
 }

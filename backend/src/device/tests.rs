@@ -4,7 +4,7 @@ use super::*;
 use crate::doubles::disk::TestDisk;
 
 fn options() -> DeviceOptions {
-    DeviceOptions { num_queues: 1, queue_size: 128, serial: None }
+    DeviceOptions { num_queues: 1, queue_size: 128, serial: None, memory_budget: None }
 }
 
 fn made(options: &DeviceOptions) -> Result<Device, DeviceError> {
@@ -48,6 +48,17 @@ fn a_serial_is_padded_with_zeroes_to_20_bytes_and_the_disks_own_by_default() {
     let device = Device::new(disk.open(), &options()).expect("possible");
     let text = device.id().iter().copied().take_while(|byte| *byte != 0).collect::<Vec<_>>();
     assert_eq!(text, disk.open().serial().as_bytes());
+}
+
+#[test]
+fn a_budget_is_enough_for_all_queues_or_refused() {
+    let device = |num_queues, memory_budget| made(&DeviceOptions { num_queues, memory_budget, ..options() });
+    let default = device(3, None).expect("possible");
+    assert_eq!(default.budget().limit(), 3 * QueueMemory::MOST);
+    let least = 3 * QueueMemory::LEAST;
+    assert_eq!(device(3, Some(least)).expect("possible").budget().limit(), least);
+    let error = device(3, Some(least - 1)).expect_err("too little");
+    assert_eq!(error, DeviceError::MemoryBudget { budget: least - 1, num_queues: 3, least });
 }
 
 #[test]

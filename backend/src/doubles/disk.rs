@@ -22,11 +22,10 @@ impl TestDisk {
         let file = NamedTempFile::new().expect("a temporary file");
         file.as_file().set_len(sectors * 512).expect("a sparse file");
         let options = DiskOptions {
-            path: file.path().to_owned(),
-            read_only: false,
             cache: Some(Cache::Writeback),
             engine: EngineKind::Sync,
             logical_block_size: Some(512),
+            ..DiskOptions::new(file.path())
         };
         Self { file, options }
     }
@@ -44,7 +43,12 @@ impl TestDisk {
 
     /// A device of it with so many queues.
     pub(crate) fn device(&self, num_queues: u16) -> Arc<Device> {
-        let options = DeviceOptions { num_queues, queue_size: 256, serial: Some("test serial".to_owned()) };
+        let options = DeviceOptions {
+            num_queues,
+            queue_size: 256,
+            serial: Some("test serial".to_owned()),
+            memory_budget: None,
+        };
         Arc::new(Device::new(self.open(), &options).expect("good options"))
     }
 }

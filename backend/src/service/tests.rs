@@ -25,7 +25,7 @@ fn start(size: u16) -> (Service, Driver, TestDisk) {
         call: Some(share(&driver.call)),
         err: Some(share(&driver.err)),
     };
-    (Service::start(setup, None).expect("a good ring"), driver, disk)
+    (Service::start(setup, None, Arc::new(NobodyWaits)).expect("a good ring"), driver, disk)
 }
 
 fn calls(driver: &Driver) -> u64 {
@@ -108,4 +108,12 @@ fn a_broken_ring_ends_what_it_has_and_takes_nothing_more() {
     service.kicked();
     assert!(!service.turn(false));
     assert_eq!((driver.used_idx(), take_events(&driver.err, Duration::ZERO)), (1, 1));
+}
+
+/// Nobody else writes to the disk of these tests.
+#[derive(Debug)]
+struct NobodyWaits;
+
+impl Wake for NobodyWaits {
+    fn wake(&self) {}
 }

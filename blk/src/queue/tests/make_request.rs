@@ -116,7 +116,10 @@ fn it_may_be_a_chain_and_the_vecs_describe_the_memory() {
 }
 
 /// What a chain consists of.
-fn shape(chain: &BioChain) -> Vec<(Op, DiskRange, Vec<(usize, usize)>)> {
+/// A bio: what, where, and the addresses and lengths of its memory.
+type Shape = (Op, DiskRange, Vec<(usize, usize)>);
+
+fn shape(chain: &BioChain) -> Vec<Shape> {
     let pieces = |sg: &SgList| sg.pieces().iter().map(|p| (p.as_ptr().addr(), p.len())).collect();
     chain.iter().map(|bio| (bio.op, bio.range, pieces(&bio.sg))).collect()
 }

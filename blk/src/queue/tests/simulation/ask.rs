@@ -220,7 +220,10 @@ impl Ask {
 }
 
 /// What a chain consists of.
-fn shape(chain: &BioChain) -> Vec<(Op, DiskRange, Vec<(usize, usize)>)> {
+/// A bio: what, where, and the addresses and lengths of its memory.
+type Shape = (Op, DiskRange, Vec<(usize, usize)>);
+
+fn shape(chain: &BioChain) -> Vec<Shape> {
     let piece = |p: &sluice_mem::sglist::IoVec| (p.as_ptr().addr(), p.len());
     chain.iter().map(|bio| (bio.op, bio.range, bio.sg.pieces().iter().map(piece).collect())).collect()
 }
