@@ -241,9 +241,7 @@ impl ChainParser {
             VIRTIO_BLK_T_GET_LIFETIME if config.has_lifetime() => {
                 builder.answer(PassthroughCommand::Lifetime, &self.writable)
             }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES | VIRTIO_BLK_T_SECURE_ERASE
-                if config.is_read_only() =>
-            {
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if config.is_read_only() => {
                 Err(BlkStatus::IoErr)
             }
             VIRTIO_BLK_T_DISCARD => builder.ranges(segments::Kind::Discard, &mut self.readable),

@@ -67,7 +67,8 @@ fn all_errors_of_disks_and_of_a_configuration_file_are_reported_together() {
         format!(
             "error: {file}:2: disk #1: queue-size = 3: must be a power of two from 2 to 1024\n\
              error: {file}:3: disk #1: colour = 1: there is no such option; a disk has socket-path, fd, blk-file, \
-             read-only, cache, num-queues, queue-size, serial, logical-block-size, engine\n\
+             read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, \
+         write-zeroes, memory-budget, engine\n\
              error: --disk #1: cache=fast: must be one of none, writeback, writethrough, directsync, unsafe\n\n\
              For more information, try 'sluice --help'.\n"
         )
