@@ -87,7 +87,7 @@ impl Step {
         [Self::Num, Self::Addrs, Self::Memory, Self::Enable, Self::Err, Self::Call, Self::Kick];
 }
 
-/// Calls `each` with all orders of the steps.
+/// Calls `each` with all orders of the steps, but for the err fd, which comes first.
 fn orders(chosen: &mut Vec<Step>, each: &mut impl FnMut(&[Step])) {
     if chosen.len() == Step::ALL.len() {
         return each(chosen);
@@ -105,7 +105,7 @@ fn orders(chosen: &mut Vec<Step>, each: &mut impl FnMut(&[Step])) {
 fn a_ring_runs_after_all_messages_in_any_order() {
     let mut bench = Bench::new();
     let mut count = 0_u32;
-    orders(&mut Vec::new(), &mut |order| {
+    orders(&mut vec![Step::Err], &mut |order| {
         count += 1;
         // All of them are tried; the odd ones do not repeat the requests.
         bench.rings = Rings::new("test", Arc::clone(&bench.rings.device), Arc::clone(&bench.rings.workers));
@@ -117,12 +117,12 @@ fn a_ring_runs_after_all_messages_in_any_order() {
             let missing = order[n + 1..].iter().any(|step| !matches!(step, Step::Err | Step::Call));
             assert_eq!(bench.is_running(), !missing, "after {step:?} in {order:?}");
         }
-        if count.is_multiple_of(7) {
+        if count.is_multiple_of(5) {
             assert_eq!(driver.done(), (0, 0, 513), "in {order:?}");
             assert!(take_events(&driver.call, PATIENCE) > 0, "no call in {order:?}");
         }
     });
-    assert_eq!(count, 5040);
+    assert_eq!(count, 720);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! A VM that runs: waiting for it, and ending it.
 
-use std::cell::RefCell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,8 +14,6 @@ use super::{Ended, Kernel, Vm};
 
 /// How often a VM is looked at.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long QEMU's monitor may take to take a command.
-const MONITOR_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// A VM that was started. It is killed when it is dropped, and its files go then.
 ///
@@ -31,7 +28,7 @@ pub struct Running {
     deadline: Instant,
     time_max: Duration,
     /// QEMU stops listening to a monitor that hangs up.
-    monitor: RefCell<Option<UnixStream>>,
+    monitor: Option<UnixStream>,
 }
 
 impl Running {
@@ -56,8 +53,7 @@ impl Running {
             .spawn()
             .unwrap_or_else(|e| panic!("{command}\ndoes not start: {e}"));
         let deadline = Instant::now() + vm.time_max;
-        let monitor = RefCell::new(None);
-        Running { child, dir: Some(dir), files, command, deadline, time_max: vm.time_max, monitor }
+        Running { child, dir: Some(dir), files, command, deadline, time_max: vm.time_max, monitor: None }
     }
 
     /// What the guest has printed on its first serial port so far.
@@ -92,16 +88,27 @@ impl Running {
     ///
     /// # Panics
     /// If QEMU's monitor does not take the command.
-    pub fn reset(&self) {
-        let mut monitor = self.monitor.borrow_mut();
-        let stream = monitor.get_or_insert_with(|| {
-            UnixStream::connect(&self.files.monitor).expect("QEMU's monitor can be connected to")
-        });
-        stream.set_read_timeout(Some(MONITOR_TIME_MAX)).expect("a socket can have a timeout");
-        // A prompt means that QEMU takes a command, and the next one that it has carried it out.
-        skip_prompt(stream);
-        stream.write_all(b"system_reset\n").expect("QEMU's monitor takes a command");
-        skip_prompt(stream);
+    pub fn reset(&mut self) {
+        if let Err(error) = self.command_monitor("system_reset") {
+            let status = self.stop();
+            self.ended(status).fail(&format!("QEMU's monitor does not answer: {error}"));
+        }
+    }
+
+    fn command_monitor(&mut self, command: &str) -> io::Result<()> {
+        let is_new = self.monitor.is_none();
+        let stream = match &mut self.monitor {
+            Some(stream) => stream,
+            none => none.insert(UnixStream::connect(&self.files.monitor)?),
+        };
+        let left = self.deadline.saturating_duration_since(Instant::now()).max(LOOK);
+        stream.set_read_timeout(Some(left))?;
+        // A prompt means that QEMU takes a command, and the next one that it has taken it.
+        if is_new {
+            skip_prompt(stream)?;
+        }
+        stream.write_all(format!("{command}\n").as_bytes())?;
+        skip_prompt(stream)
     }
 
     /// Ends the machine at once, as a crash of QEMU does.
@@ -177,12 +184,13 @@ fn text_of(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
-fn skip_prompt(stream: &mut UnixStream) {
+fn skip_prompt(stream: &mut UnixStream) -> io::Result<()> {
     const PROMPT: &[u8] = b"(qemu) ";
     let mut seen = Vec::new();
     let mut byte = [0];
     while !seen.ends_with(PROMPT) {
-        stream.read_exact(&mut byte).expect("QEMU's monitor answers");
+        stream.read_exact(&mut byte)?;
         seen.extend_from_slice(&byte);
     }
+    Ok(())
 }
