@@ -13,6 +13,8 @@ mod promises;
 mod random;
 mod scripted;
 mod simulation;
+mod stale;
+mod threads;
 
 use super::*;
 

@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::doubles::dice::Dice;
+use crate::doubles::guest_ram::GuestRam;
 use crate::doubles::patience::in_time;
 use crate::engine::ring::Ring;
 use crate::request::Command;
@@ -116,6 +117,20 @@ fn an_error_is_the_systems() {
         assert_eq!(rig.run(Command::Discard, 0, 512, &[]), Err(Errno::BADF));
         assert_eq!(rig.run(Command::Read, 0, 512, &[(0, 512)]), Ok(512), "and the engine goes on");
     });
+}
+
+#[test]
+fn direct_io_on_memory_that_cannot_be_pinned_is_a_bad_address() {
+    for uring in [false, true] {
+        let ring = uring.then(|| Ring::new(8).expect("tests need io_uring"));
+        let (Some(mut rig), Some(secret)) = (Rig::new(true, ring), GuestRam::secret(4)) else { return };
+        rig.ram = secret;
+        // Not a hole, of which nothing is transferred.
+        rig.fill(0, &[1; 8192]);
+        for command in [Command::Read, WRITE] {
+            assert_eq!(rig.run(command, 4096, 4096, &[(4096, 4096)]), Err(Errno::FAULT));
+        }
+    }
 }
 
 #[test]
