@@ -198,7 +198,7 @@ impl Ask {
             queue.submit(chain, cookie).expect("not full");
             return true;
         };
-        let before = shape(&chain);
+        let before = shapes(&chain);
         // Memory that somebody else has just taken.
         let count = if dice.chance(30) { usize::MAX } else { 0 };
         let arena = queue.arena().clone();
@@ -211,18 +211,12 @@ impl Ask {
                 true
             }
             Err(Refused { chain, reason }) => {
-                assert_eq!((reason, shape(&chain)), (RefuseReason::NoMemory, before));
+                assert_eq!((reason, shapes(&chain)), (RefuseReason::NoMemory, before));
                 queue.bios().put_chain(chain);
                 false
             }
         }
     }
-}
-
-/// What a chain consists of.
-fn shape(chain: &BioChain) -> Vec<(Op, DiskRange, Vec<(usize, usize)>)> {
-    let piece = |p: &sluice_mem::sglist::IoVec| (p.as_ptr().addr(), p.len());
-    chain.iter().map(|bio| (bio.op, bio.range, bio.sg.pieces().iter().map(piece).collect())).collect()
 }
 
 /// What of the disk is concerned: mostly where others are too.
