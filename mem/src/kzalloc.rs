@@ -165,23 +165,33 @@ impl Inner {
         unsafe { self.base.add(page as usize * PAGE_SIZE) }
     }
 
+    /// How many pages `gfp` leaves free.
+    fn kept_from(&self, gfp: Gfp<'_>) -> usize {
+        if gfp.may_use_reserve() { 0 } else { self.reserve }
+    }
+
     fn available(&self, state: &State, gfp: Gfp<'_>) -> usize {
         let used = self.pages - state.free_count;
         let charged = state.charge.bytes() / PAGE_SIZE - used;
-        if gfp.may_use_reserve() { charged } else { charged.saturating_sub(self.reserve) }
+        charged.saturating_sub(self.kept_from(gfp))
     }
 
     fn prepare(&self, state: &mut State, count: usize, gfp: Gfp<'_>) -> bool {
-        let missing = count.saturating_sub(self.available(state, gfp));
-        if missing == 0 {
+        let used = self.pages - state.free_count;
+        // With the reserve, of which some may be in use.
+        let Some(wanted) = count.checked_add(used + self.kept_from(gfp)) else { return false };
+        let charged = state.charge.bytes() / PAGE_SIZE;
+        let (missing, left) = (wanted.saturating_sub(charged), self.pages - charged);
+        if missing == 0 || count == 0 {
             return true;
         }
-        let left = self.pages - state.charge.bytes() / PAGE_SIZE;
+        if missing > left {
+            return false;
+        }
         let step = missing.max(Arena::STEP_PAGES).min(left);
         // The budget may have no room for a step, but for what is needed now.
-        missing <= left
-            && (state.charge.grow(step * PAGE_SIZE, Gfp::NOWAIT).is_ok()
-                || state.charge.grow(missing * PAGE_SIZE, gfp).is_ok())
+        state.charge.grow(step * PAGE_SIZE, Gfp::NOWAIT).is_ok()
+            || state.charge.grow(missing * PAGE_SIZE, gfp).is_ok()
     }
 }
 

@@ -34,6 +34,7 @@ impl RequestQueue {
             (_, Err(Errno::INTR | Errno::AGAIN)) if request.retries < Self::RETRIES_MAX => {
                 self.try_again(request);
             }
+            (Command::Discard | Command::Zero { .. }, Err(Errno::INVAL)) => self.do_another_way(request),
             (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
                 self.fall_back(request);
             }
@@ -133,6 +134,18 @@ impl RequestQueue {
         self.parked.push_front(bio);
     }
 
+    /// The disk knows the command, but not for such a range: one that is not whole blocks of a device, for example, which
+    /// only matter to it where they do not to its page cache.
+    fn do_another_way(&mut self, request: Request) {
+        if request.command == Command::Discard {
+            // It is advisory.
+            return self.finish_request(request, Status::Ok);
+        }
+        let mut bio = self.release(request);
+        bio.zero_by_writing = true;
+        self.parked.push_front(bio);
+    }
+
     /// The first failures are told, then ever fewer: a guest must not fill the log.
     fn log_failure(&self, request: &Request, result: IoResult) {
         let count = self.stats.failed.value() + 1;
@@ -190,5 +203,5 @@ impl RequestQueue {
 
 /// What systems say of an fallocate(2) or a command that they do not know.
 fn is_unsupported(error: Errno) -> bool {
-    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::NODEV)
+    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV)
 }

@@ -129,6 +129,48 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn what_can_be_prepared_can_be_had_and_that_is_what_the_arena_and_the_budget_have_room_for(
+        steps in prop::collection::vec((0..5_usize, 0..130_usize, any::<bool>(), 0..200_usize), 1..60),
+    ) {
+        let (pages, reserve, limit) = (200, 40, 230);
+        let budget = Budget::new("test", limit * PAGE_SIZE);
+        let arena =
+            Arena::within(&budget, pages * PAGE_SIZE, reserve * PAGE_SIZE, Gfp::NOWAIT).expect("all free");
+        let mut held: Vec<Pages> = Vec::new();
+        for (drop_one, count, atomic, others) in steps {
+            if drop_one < held.len() {
+                held.swap_remove(drop_one);
+            }
+            let gfp = if atomic { Gfp::ATOMIC } else { Gfp::NOWAIT };
+            // Others take some of the budget for a while.
+            let charged = budget.used() / PAGE_SIZE;
+            let others = budget.charge(others.min(limit - charged) * PAGE_SIZE, Gfp::NOWAIT).expect("it is left");
+            let used: usize = held.iter().map(|pages| pages.count).sum();
+            let wanted = used + count + if atomic { 0 } else { reserve };
+            let room = limit - others.bytes() / PAGE_SIZE;
+            let fits = count == 0 || wanted <= pages && wanted.max(charged) <= room;
+            prop_assert_eq!(arena.prepare(count, gfp), fits, "{} of {} used, {}", count, used, charged);
+            prop_assert_eq!(arena.available_pages(gfp) >= count, fits);
+            prop_assert!(budget.used() <= limit * PAGE_SIZE);
+            let allocated = (count > 0).then(|| Pages::alloc(&arena, count * PAGE_SIZE, gfp));
+            prop_assert!(allocated.as_ref().is_none_or(|allocated| allocated.is_ok() == fits));
+            held.extend(allocated.and_then(Result::ok));
+            drop(others);
+        }
+    }
+}
+
+#[test]
+fn what_the_reserve_has_given_is_missing_from_what_others_may_have() {
+    let budget = Budget::new("test", 1000 * PAGE_SIZE);
+    let arena = Arena::within(&budget, 300 * PAGE_SIZE, 200 * PAGE_SIZE, Gfp::NOWAIT).expect("all fits");
+    let _by_reserve = Pages::alloc(&arena, 190 * PAGE_SIZE, Gfp::ATOMIC).expect("it is free");
+    assert!(!arena.prepare(1, Gfp::NOWAIT), "110 are free, and 200 of them would have to stay free");
+    assert!(arena.prepare(110, Gfp::ATOMIC));
+}
+
 #[test]
 fn a_reserve_is_no_larger_than_its_arena() {
     assert!(Arena::new(PAGE_SIZE, 2 * PAGE_SIZE).is_err());

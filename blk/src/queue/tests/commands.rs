@@ -6,7 +6,7 @@ use crate::request::Command;
 use crate::sector::DiskRange;
 
 use super::bench::{bench, config, direct, range};
-use super::scripted::{Faults, Knows};
+use super::scripted::{DISCARDED, Faults, Knows};
 use super::*;
 
 #[test]
@@ -73,6 +73,42 @@ fn a_disk_that_cannot_discard_succeeds_and_is_asked_once() {
         assert_eq!(bench.run(chain), (Status::Ok, 0));
     }
     assert_eq!(bench.commands(), [Command::Discard]);
+}
+
+#[test]
+fn a_range_that_the_disk_does_not_take_is_done_another_way_and_others_are_not() {
+    let (unmap, discard) = (Command::Zero { unmap: true }, Command::Discard);
+    let write = Command::Write { dsync: false };
+    let zeroes = Op::WriteZeroes { unmap: true, fua: false };
+    let mut bench = bench(config(1, QueueLimits::default()));
+    bench.disk().command_unit = 4096;
+    bench.disk().write(0, &[7; 4 * 4096]);
+    for (op, start, len, commands) in [
+        (zeroes, 512, 512, &[unmap, write][..]),
+        (zeroes, 4096, 4096, &[unmap]),
+        (Op::Discard { fua: true }, 8192, 512, &[discard]),
+        (Op::Discard { fua: false }, 8192, 4096, &[discard]),
+    ] {
+        bench.disk().log.clear();
+        let chain = bench.bare(op, range(start, len));
+        assert_eq!(bench.run(chain), (Status::Ok, 0));
+        assert_eq!(bench.commands(), commands, "{op:?}");
+    }
+    let disk = [&[7; 512][..], &[0; 512], &[7; 3072], &[0; 4096], &[DISCARDED; 4096], &[7; 4096]].concat();
+    assert!(bench.disk().read(0, 4 * 4096) == disk);
+}
+
+#[test]
+fn discards_that_are_ignored_are_done_without_the_disk_and_zeroes_keep_their_space() {
+    let mut bench = bench(QueueConfig { ignore_discard: true, ..config(1, QueueLimits::default()) });
+    bench.disk().write(0, &[7; 3 * 4096]);
+    let chain = bench.bare(Op::Discard { fua: true }, range(0, 4096));
+    assert_eq!(bench.run(chain), (Status::Ok, 0));
+    assert_eq!(bench.commands(), []);
+    let chain = bench.bare(Op::WriteZeroes { unmap: true, fua: false }, range(4096, 4096));
+    assert_eq!(bench.run(chain), (Status::Ok, 0));
+    assert_eq!(bench.commands(), [Command::Zero { unmap: false }]);
+    assert!(bench.disk().read(0, 3 * 4096) == [[7; 4096], [0; 4096], [7; 4096]].concat());
 }
 
 #[test]

@@ -115,6 +115,7 @@ fn it_may_be_a_chain_and_the_vecs_describe_the_memory() {
     }
 }
 
+<<<<<<< HEAD
 /// What a chain consists of.
 /// A bio: what, where, and the addresses and lengths of its memory.
 type Shape = (Op, DiskRange, Vec<(usize, usize)>);
@@ -124,15 +125,17 @@ fn shape(chain: &BioChain) -> Vec<Shape> {
     chain.iter().map(|bio| (bio.op, bio.range, pieces(&bio.sg))).collect()
 }
 
+=======
+>>>>>>> bio-layer
 #[test]
 fn a_bio_of_another_direction_than_the_first_gets_the_chain_handed_back() {
     let mut bench = bench(config(1, QueueLimits::default()));
     let mut chain = bios(&mut bench, &[(0, 512), (512, 512)]);
     let mut write = bench.transfer(Op::Write { fua: false }, 512, &[(1024, 512)]);
     chain.push(write.pop().expect("one bio"));
-    let before = shape(&chain);
+    let before = shapes(&chain);
     let refused = bench.queue.make_request(chain, Gfp::NOWAIT).expect_err("it goes both ways");
-    assert_eq!((refused.reason, shape(&refused.chain)), (RefuseReason::MixedDirections, before));
+    assert_eq!((refused.reason, shapes(&refused.chain)), (RefuseReason::MixedDirections, before));
     bench.queue.bios().put_chain(refused.chain);
     check_nothing_is_held(&bench.queue);
 }
@@ -142,18 +145,18 @@ fn where_it_may_not_sleep_what_has_to_be_bounced_and_cannot_comes_back_unharmed(
     let mut bench = bench(short_of_memory(1, direct(512)));
     bench.ram.write(0, &[0xee; 4096]);
     let chain = bios(&mut bench, &[(512, 10), (1025, 7)]);
-    let before = shape(&chain);
+    let before = shapes(&chain);
     let arena = bench.queue.arena().clone();
     let hogs: Vec<_> = std::iter::from_fn(|| kzalloc(&arena, 1, Gfp::NOWAIT).ok()).collect();
     let refused = bench.queue.make_request(chain, Gfp::NOWAIT).expect_err("there is no memory");
-    assert_eq!((refused.reason, shape(&refused.chain)), (RefuseReason::NoMemory, before.clone()));
+    assert_eq!((refused.reason, shapes(&refused.chain)), (RefuseReason::NoMemory, before.clone()));
     assert_eq!(refused.to_string(), "there is no memory to bounce the chain's");
     assert_eq!(bench.ram.read(0, 4096), [0xee; 4096]);
     assert_eq!(bench.queue.stats().bounced_misaligned.value(), 0);
     // The kernel would BUG. Here it is a request once there is memory, and the reserve is some.
     let request = bench.queue.make_request(refused.chain, Gfp::ATOMIC).expect("the reserve is free");
     let chain = request.into_chain();
-    assert_eq!(shape(&chain), before, "and it can be given up");
+    assert_eq!(shapes(&chain), before, "and it can be given up");
     bench.queue.bios().put_chain(chain);
     let aligned = bios(&mut bench, &[(512, 512)]);
     let aligned = bench.queue.make_request(aligned, Gfp::NOWAIT).expect("it needs no memory");

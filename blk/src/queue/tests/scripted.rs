@@ -58,6 +58,8 @@ pub(super) struct Disk {
     pub(super) dice: Dice,
     pub(super) faults: Faults,
     pub(super) knows: Knows,
+    /// What it discards and zeroes are multiples of this.
+    pub(super) command_unit: u64,
     /// The most requests that it takes of a queue at a time.
     pub(super) room: usize,
     limits: QueueLimits,
@@ -134,7 +136,7 @@ impl Engine for Scripted {
             disk.execute(which);
             let InFlight { request, result, .. } = disk.in_flight.swap_remove(which);
             let result = result.expect("executed");
-            let known = !matches!(result, Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY));
+            let known = !matches!(result, Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY));
             if !known && request.command() != Command::SecureErase {
                 // There is another way, and no need to ask again.
                 disk.refused.insert((self.queue, name(request.command())));
@@ -171,6 +173,7 @@ impl Disk {
             dice,
             faults: Faults::default(),
             knows: Knows::ALL,
+            command_unit: 512,
             room: usize::MAX,
             limits,
             volatile: vec![None; bytes.len() / 512],
@@ -281,12 +284,16 @@ impl Disk {
             return Err(self.dice.pick(&[Errno::INTR, Errno::AGAIN]));
         }
         if !self.does(request.command()) {
-            return Err(self.dice.pick(&[Errno::OPNOTSUPP, Errno::INVAL, Errno::NOTTY]));
+            return Err(self.dice.pick(&[Errno::OPNOTSUPP, Errno::NOSYS, Errno::NOTTY]));
+        }
+        let (offset, len) = (request.offset(), request.len());
+        let whole = offset.is_multiple_of(self.command_unit) && len.is_multiple_of(self.command_unit);
+        if matches!(request.command(), Command::Discard | Command::Zero { .. }) && !whole {
+            return Err(Errno::INVAL);
         }
         if self.dice.chance(faults.io_error) {
             return Err(Errno::IO);
         }
-        let (offset, len) = (request.offset(), request.len());
         match request.command() {
             Command::Sync => {
                 let submitted = self.syncs[&key];

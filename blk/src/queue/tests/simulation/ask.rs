@@ -198,7 +198,7 @@ impl Ask {
             queue.submit(chain, cookie).expect("not full");
             return true;
         };
-        let before = shape(&chain);
+        let before = shapes(&chain);
         // Memory that somebody else has just taken.
         let count = if dice.chance(30) { usize::MAX } else { 0 };
         let arena = queue.arena().clone();
@@ -211,7 +211,7 @@ impl Ask {
                 true
             }
             Err(Refused { chain, reason }) => {
-                assert_eq!((reason, shape(&chain)), (RefuseReason::NoMemory, before));
+                assert_eq!((reason, shapes(&chain)), (RefuseReason::NoMemory, before));
                 queue.bios().put_chain(chain);
                 false
             }
@@ -219,6 +219,7 @@ impl Ask {
     }
 }
 
+<<<<<<< HEAD
 /// What a chain consists of.
 /// A bio: what, where, and the addresses and lengths of its memory.
 type Shape = (Op, DiskRange, Vec<(usize, usize)>);
@@ -228,6 +229,8 @@ fn shape(chain: &BioChain) -> Vec<Shape> {
     chain.iter().map(|bio| (bio.op, bio.range, bio.sg.pieces().iter().map(piece).collect())).collect()
 }
 
+=======
+>>>>>>> bio-layer
 /// What of the disk is concerned: mostly where others are too.
 fn random_ranges(dice: &mut Dice, op: Op, block: u64) -> Vec<Range<u64>> {
     let count = match op {

@@ -268,7 +268,7 @@ impl<'a> World<'a> {
 
     /// Others use pages of a queue, or give some back; of the reserve too, but not for ever.
     fn hog(&mut self, which: usize) {
-        let (reserve, count) = (self.dice.chance(30), self.dice.size(1..30));
+        let (reserve, count) = (self.dice.chance(30), self.dice.pick(&[3, 10, 30, 300]));
         let side = &mut self.sides[which];
         if !side.hogs.is_empty() {
             return side.release();
@@ -481,5 +481,6 @@ fn misbehave(disk: &mut Disk, dice: &mut Dice) {
     let mut knows = || dice.chance(60);
     let (discard, zero, zero_unmap, secure_erase) = (knows(), knows(), knows(), knows());
     disk.knows = Knows { discard, zero, zero_unmap, secure_erase };
+    disk.command_unit = dice.pick(&[512, 512, 4096, 16384]);
     disk.room = dice.size(1..7);
 }
