@@ -115,18 +115,6 @@ fn it_may_be_a_chain_and_the_vecs_describe_the_memory() {
     }
 }
 
-<<<<<<< HEAD
-/// What a chain consists of.
-/// A bio: what, where, and the addresses and lengths of its memory.
-type Shape = (Op, DiskRange, Vec<(usize, usize)>);
-
-fn shape(chain: &BioChain) -> Vec<Shape> {
-    let pieces = |sg: &SgList| sg.pieces().iter().map(|p| (p.as_ptr().addr(), p.len())).collect();
-    chain.iter().map(|bio| (bio.op, bio.range, pieces(&bio.sg))).collect()
-}
-
-=======
->>>>>>> bio-layer
 #[test]
 fn a_bio_of_another_direction_than_the_first_gets_the_chain_handed_back() {
     let mut bench = bench(config(1, QueueLimits::default()));

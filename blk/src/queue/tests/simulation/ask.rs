@@ -219,18 +219,6 @@ impl Ask {
     }
 }
 
-<<<<<<< HEAD
-/// What a chain consists of.
-/// A bio: what, where, and the addresses and lengths of its memory.
-type Shape = (Op, DiskRange, Vec<(usize, usize)>);
-
-fn shape(chain: &BioChain) -> Vec<Shape> {
-    let piece = |p: &sluice_mem::sglist::IoVec| (p.as_ptr().addr(), p.len());
-    chain.iter().map(|bio| (bio.op, bio.range, bio.sg.pieces().iter().map(piece).collect())).collect()
-}
-
-=======
->>>>>>> bio-layer
 /// What of the disk is concerned: mostly where others are too.
 fn random_ranges(dice: &mut Dice, op: Op, block: u64) -> Vec<Range<u64>> {
     let count = match op {
