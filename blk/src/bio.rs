@@ -4,13 +4,32 @@
 //! at most [`BIO_MAX_VECS`] pieces of memory; what needs more is a [`BioChain`]. All bios come from a [`BioSet`],
 //! made once, so that what is in flight is bounded and nothing is allocated per I/O. Unlike Linux's, a bio is
 //! owned: there is no reference count and no `bi_end_io`; it moves into a request and comes back.
+//!
+//! ```
+//! use sluice_blk::bio::{BioChain, BioSet, Op};
+//! use sluice_blk::sector::{DiskRange, Sector};
+//!
+//! let mut set = BioSet::new(1);
+//! let mut chain = BioChain::new();
+//! // Two ranges of a disk of 1 MiB that a guest discards with one request.
+//! for start in [0, 1024] {
+//!     let range = DiskRange::new(Sector(start), 4096, Sector(2048), 512)?;
+//!     let op = Op::Discard { fua: false };
+//!     chain.push(set.try_take(op, range).expect("a set has bios for a chain"));
+//! }
+//! assert!(chain.has_one_direction());
+//! assert_eq!(chain.iter().map(|bio| bio.range.len()).sum::<u64>(), 8192);
+//! set.put_chain(chain);
+//! assert_eq!(set.available(), set.capacity());
+//! # Ok::<(), sluice_blk::sector::RangeError>(())
+//! ```
 
 use sluice_mem::mempool::Mempool;
 use sluice_mem::sglist::SgList;
 
 use crate::sector::DiskRange;
 
-/// The most pieces of memory in one bio.
+/// The most pieces of memory in one bio (Linux: `BIO_MAX_VECS`, 256 there too).
 pub const BIO_MAX_VECS: usize = SgList::CAPACITY;
 
 /// What a bio asks for (Linux: `enum req_op`).
@@ -67,7 +86,7 @@ impl Op {
     }
 }
 
-/// One operation on one range of a disk.
+/// One operation on one range of a disk (Linux: `struct bio`).
 #[derive(Debug)]
 pub struct Bio {
     /// What shall happen.
@@ -124,7 +143,7 @@ impl Bio {
     }
 }
 
-/// Bios that are one request of the guest: done when all of them are.
+/// Bios that are one request of the guest: done when all of them are (Linux: bios linked by `bi_next`, and `bio_chain`).
 #[derive(Debug, Default)]
 pub struct BioChain {
     head: Option<Box<Bio>>,
@@ -174,7 +193,8 @@ impl BioChain {
         self.head.is_none()
     }
 
-    /// Whether all bios go in the direction of the first, as blk_make_request(9) demands.
+    /// Whether all bios go in the direction of the first, as blk_make_request(9) demands (Linux has a BUG where they do not,
+    /// since the driver has made the mistake; here a chain is handed back).
     #[must_use]
     pub fn has_one_direction(&self) -> bool {
         let mut directions = self.iter().map(|bio| bio.op.direction());
@@ -208,7 +228,8 @@ impl BioSet {
         self.pool.available() >= Self::CHAIN_MAX + Self::SPLIT_RESERVE
     }
 
-    /// An empty bio for `op` on `range`; `None` while all are in use.
+    /// An empty bio for `op` on `range`; `None` while all are in use (Linux: `bio_alloc_bioset`, which may sleep for the
+    /// first bio of a caller and has a rescuer thread for the others).
     #[must_use]
     pub fn try_take(&mut self, op: Op, range: DiskRange) -> Option<Box<Bio>> {
         let mut bio = self.pool.try_take()?;
@@ -217,7 +238,7 @@ impl BioSet {
         Some(bio)
     }
 
-    /// Returns a bio; it lets go of its memory.
+    /// Returns a bio; it lets go of its memory (Linux: `bio_put`).
     pub fn put(&mut self, mut bio: Box<Bio>) {
         bio.reset();
         self.pool.put(bio);

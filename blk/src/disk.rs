@@ -2,6 +2,29 @@
 //!
 //! Opening finds out everything once: how the file takes direct I/O (statx's `STATX_DIOALIGN`), the block sizes, who
 //! the disk is. After that a disk does not change; each queue gets an [`Engine`] of its own on it.
+//!
+//! ```
+//! use sluice_blk::bio::{BioChain, Op};
+//! use sluice_blk::disk::{Disk, DiskOptions, EngineKind};
+//! use sluice_blk::queue::{QueueConfig, RequestQueue};
+//! use sluice_blk::request::Status;
+//! use sluice_blk::sector::{DiskRange, Sector};
+//!
+//! let file = tempfile::NamedTempFile::new()?;
+//! file.as_file().set_len(1 << 20)?;
+//! let disk = Disk::open(&DiskOptions { engine: EngineKind::Sync, ..DiskOptions::new(file.path()) })?;
+//! assert_eq!(disk.capacity(), Sector(2048));
+//!
+//! let engine = disk.engine(RequestQueue::tags(16), None)?;
+//! let mut queue = RequestQueue::new(QueueConfig::new(16, *disk.limits()), engine)?;
+//! let mut chain = BioChain::new();
+//! chain.push(queue.bios().try_take(Op::Flush, DiskRange::none()).expect("the queue is idle"));
+//! queue.submit(chain, 0)?;
+//! queue.dispatch();
+//! queue.reap(|chain| assert_eq!(chain.status, Status::Ok));
+//! assert!(queue.is_idle());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod identity;
 mod lifetime;
@@ -206,7 +229,8 @@ impl FromStr for Discard {
     }
 }
 
-/// An opened disk.
+/// An opened disk (Linux: `struct gendisk`; QEMU: a block node. A file is one as a block device is: the loop driver is not
+/// needed for it).
 #[derive(Debug)]
 pub struct Disk {
     backing: Arc<Backing>,

@@ -6,6 +6,8 @@
 //! - Until then the engine alone owns the request and its memory.
 //! - Dropping an engine waits for what is in flight: the kernel never writes to memory that is gone.
 //! - After a sync has failed, all fail, those of the disk's other queues too.
+//!
+//! The example of [`queue`](crate::queue) has an engine of twenty lines.
 
 pub mod ring;
 pub mod signal;
@@ -19,7 +21,8 @@ use rustix::io::Errno;
 
 use crate::request::{IoResult, Request};
 
-/// One queue's way to its disk.
+/// One queue's way to its disk (Linux: `struct blk_mq_ops`: `submit` is its `queue_rq`, `reap` its `poll`; completions are
+/// asked for, they never interrupt).
 pub trait Engine {
     /// Starts a request.
     ///
@@ -32,7 +35,8 @@ pub trait Engine {
     fn reap(&mut self, done: &mut Vec<(Request, IoResult)>);
 }
 
-/// The file behind an engine, and what one has to know of it.
+/// The file behind an engine, and what one has to know of it (Linux: `struct block_device`, and the `struct loop_device` of
+/// a file).
 #[derive(Debug)]
 pub struct Backing {
     /// The opened file or block device.

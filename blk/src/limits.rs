@@ -6,7 +6,9 @@
 use sluice_mem::PAGE_SIZE;
 use sluice_mem::bounce::Bounce;
 
-/// What a disk can take in one request, and what it prefers. All sizes are in bytes.
+/// What a disk can take in one request, and what it prefers. All sizes are in bytes. (Linux: `struct queue_limits`, with
+/// what of it matters where the disk is a file or a device of the kernel's, and two more: the disk's block apart from the
+/// guest's, and whether memory has to be pinned.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
     /// The unit in which the guest addresses the disk: every chain of bios is whole blocks of this. 512 or 4096.

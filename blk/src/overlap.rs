@@ -13,6 +13,30 @@
 //! it stood in the way of.
 //!
 //! Disks whose guests write whole blocks do not use this, so their queues share nothing.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicBool, Ordering};
+//! use sluice_blk::overlap::{Access, Overlaps, Wake};
+//!
+//! #[derive(Debug, Default)]
+//! struct Thread(AtomicBool);
+//!
+//! impl Wake for Thread {
+//!     fn wake(&self) {
+//!         self.0.store(true, Ordering::Relaxed);
+//!     }
+//! }
+//!
+//! let (overlaps, second_thread) = (Overlaps::default(), Arc::new(Thread::default()));
+//! let first = overlaps.register(8, Arc::new(Thread::default()));
+//! let second = overlaps.register(8, second_thread.clone());
+//! let held = overlaps.try_take(first, 0, 4096, Access::Exclusive).expect("nobody writes");
+//! assert!(overlaps.try_take(second, 0, 8192, Access::Shared).is_none(), "it has to wait");
+//! overlaps.put(first, held);
+//! assert!(second_thread.0.load(Ordering::Relaxed), "and is woken");
+//! assert!(overlaps.try_take(second, 0, 8192, Access::Shared).is_some());
+//! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -60,7 +84,8 @@ impl Range {
     }
 }
 
-/// The ranges of one disk that are being written to.
+/// The ranges of one disk that are being written to (no Linux counterpart; md has `wait_barrier` and raid5 its stripe
+/// locks for the same reason).
 #[derive(Debug, Default)]
 pub struct Overlaps {
     inner: Mutex<Inner>,

@@ -11,6 +11,61 @@
 //! parts of blocks), and after [`RequestQueue::new`] nothing in it allocates but from its [`Arena`], and a full engine that hands a request back. Everything is
 //! bounded by `depth`, the number of chains that may be submitted at a time.
 //!
+//! ```
+//! use sluice_blk::bio::{BioChain, Op};
+//! use sluice_blk::engine::Engine;
+//! use sluice_blk::limits::QueueLimits;
+//! use sluice_blk::queue::{QueueConfig, RequestQueue};
+//! use sluice_blk::request::{Command, IoResult, Request, Status};
+//! use sluice_blk::sector::{DiskRange, Sector};
+//! use sluice_mem::{gfp::Gfp, sglist::SgList};
+//!
+//! /// A disk in memory.
+//! struct Ram {
+//!     bytes: Vec<u8>,
+//!     done: Vec<(Request, IoResult)>,
+//! }
+//!
+//! impl Engine for Ram {
+//!     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+//!         let start = usize::try_from(request.offset()).unwrap();
+//!         let range = start..start + usize::try_from(request.len()).unwrap();
+//!         let moved = match request.command() {
+//!             Command::Read => request.sg().write(&self.bytes[range]),
+//!             Command::Write { .. } => request.sg().read(&mut self.bytes[range]),
+//!             _ => 0,
+//!         };
+//!         self.done.push((request, Ok(u32::try_from(moved).unwrap())));
+//!         Ok(())
+//!     }
+//!
+//!     fn reap(&mut self, done: &mut Vec<(Request, IoResult)>) {
+//!         done.append(&mut self.done);
+//!     }
+//! }
+//!
+//! // Its guest writes sectors; the disk has blocks of eight.
+//! let limits = QueueLimits { disk_block_size: 4096, ..QueueLimits::default() };
+//! let ram = Ram { bytes: vec![1; 8192], done: Vec::new() };
+//! let mut queue = RequestQueue::new(QueueConfig::new(16, limits), Box::new(ram))?;
+//! for (op, sector) in [(Op::Write { fua: true }, 3), (Op::Read, 4)] {
+//!     let range = DiskRange::new(Sector(sector), 512, Sector(16), 512)?;
+//!     let mut chain = BioChain::new();
+//!     let bio = chain.push(queue.bios().try_take(op, range).expect("the queue is idle"));
+//!     bio.sg = SgList::alloc(queue.arena(), 512, Gfp::NOWAIT)?;
+//!     queue.submit(chain, sector.try_into()?)?;
+//! }
+//! let mut completed = Vec::new();
+//! while !queue.is_idle() {
+//!     queue.dispatch();
+//!     queue.reap(|chain| completed.push((chain.cookie, chain.status, chain.bytes)));
+//! }
+//! completed.sort_by_key(|chain| chain.0); // Chains finish in any order.
+//! assert_eq!(completed, [(3, Status::Ok, 0), (4, Status::Ok, 512)]);
+//! assert_eq!(queue.stats().bounced_partial_block.value(), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # What blk_make_request(9) asks for
 //!
 //! - "blk_make_request is the parallel of generic_make_request for BLOCK_PC type commands. Where the struct request needs
@@ -51,7 +106,7 @@ use crate::overlap::{Overlaps, Wake, Writer};
 use crate::request::{IoResult, Request, Status, TagSet};
 use crate::stats::Stats;
 
-/// What a queue is made for.
+/// What a queue is made for (Linux: `struct blk_mq_tag_set`, and what a driver tells about its disk).
 #[derive(Debug, Clone)]
 pub struct QueueConfig {
     /// How many chains may be submitted at a time.
@@ -93,7 +148,11 @@ impl QueueConfig {
     }
 }
 
-/// What memory a queue may use for tables of pieces and for bounce buffers. In bytes.
+/// What memory a queue may use for tables of pieces and for bounce buffers. In bytes. (Linux: the `mempool_t`s of a
+/// `struct bio_set` and of its bounce buffers, which grow with the system's memory; these do not.)
+///
+/// Queues of one budget are made one after the other, and what the first ones use by then must not be what the others
+/// need: give each a budget of its own with [`QueueMemory::LEAST`] [set aside](Budget::with_min).
 #[derive(Debug, Clone)]
 pub struct QueueMemory {
     /// What it is charged to.
@@ -128,7 +187,7 @@ impl Default for QueueMemory {
     }
 }
 
-/// A chain that is done.
+/// A chain that is done (Linux: `bi_end_io` is called; here the queue is asked, and says which one by its cookie).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completed {
     /// What the submitter called it.
@@ -139,7 +198,7 @@ pub struct Completed {
     pub bytes: u32,
 }
 
-/// Why a chain was handed back, untouched.
+/// Why a chain was handed back, untouched (Linux: `-EINVAL`, `-EAGAIN`, or a BUG).
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RefuseReason {
@@ -287,7 +346,7 @@ impl RequestQueue {
         })
     }
 
-    /// How many requests a queue of `depth` chains gives to its engine at a time.
+    /// How many requests a queue of `depth` chains gives to its engine at a time (Linux: `nr_requests`).
     #[must_use]
     pub fn tags(depth: u16) -> u16 {
         depth.clamp(32, 1024)
@@ -369,7 +428,8 @@ impl RequestQueue {
         Ok(())
     }
 
-    /// Gives the engine what it can take, in the order in which it was submitted. To be called once per batch.
+    /// Gives the engine what it can take, in the order in which it was submitted. To be called once per batch (Linux:
+    /// `blk_mq_run_hw_queue`; there is no elevator, as the guest has one and the host's disk another).
     pub fn dispatch(&mut self) {
         self.stalled = true;
         while let Some(request) = self.again.pop_front() {
@@ -391,7 +451,8 @@ impl RequestQueue {
         self.stalled = false;
     }
 
-    /// Takes what the engine has finished, and calls `completed` for each chain that is done.
+    /// Takes what the engine has finished, and calls `completed` for each chain that is done (Linux: `blk_mq_poll`, and
+    /// `blk_mq_end_request` for each).
     pub fn reap(&mut self, mut completed: impl FnMut(Completed)) {
         let mut reaped = std::mem::take(&mut self.reaped);
         self.engine.reap(&mut reaped);
@@ -404,7 +465,8 @@ impl RequestQueue {
         }
     }
 
-    /// Whether nothing is submitted, parked or in flight: the memory of all bios is free.
+    /// Whether nothing is submitted, parked or in flight: the memory of all bios is free (Linux: what
+    /// `blk_mq_freeze_queue_wait` waits for).
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.free_chains.len() == self.chains.len() && self.done.is_empty()

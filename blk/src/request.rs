@@ -11,7 +11,8 @@ use crate::bio::Bio;
 use crate::overlap::Held;
 use crate::sector::DiskRange;
 
-/// What an engine does. The offset and length are the request's.
+/// What an engine does. The offset and length are the request's. (Linux: `enum req_op` again; here a request's command is
+/// another type than a bio's operation, as one bio may take several commands.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Disk to memory.
@@ -46,7 +47,8 @@ impl Tag {
     }
 }
 
-/// The tags of a queue: how many requests an engine has at a time.
+/// The tags of a queue: how many requests an engine has at a time (Linux: `struct blk_mq_tags`, shared by CPUs; a queue
+/// here has one thread).
 #[derive(Debug)]
 pub struct TagSet {
     free: Vec<Tag>,
@@ -98,7 +100,7 @@ pub enum Status {
     NotSupp,
 }
 
-/// What an engine says of a request: how many bytes it moved, or the system's error.
+/// What an engine says of a request (Linux: the `res` of an I/O control block): how many bytes it moved, or the system's error.
 pub type IoResult = Result<u32, rustix::io::Errno>;
 
 /// A part of one disk block: the block is read, and for a write changed and written.
@@ -110,7 +112,8 @@ pub(crate) struct Partial {
     pub(crate) len: usize,
 }
 
-/// One operation for an engine.
+/// One operation for an engine (Linux: `struct request`). Who has it has the memory: there is no completion callback, the
+/// request itself comes back.
 #[derive(Debug)]
 pub struct Request {
     tag: Tag,

@@ -3,14 +3,15 @@
 //! As in Linux and in virtio a sector is 512 bytes, whatever the disk's logical block is (`SECTOR_SIZE`,
 //! `SECTOR_SHIFT`). Sector numbers come from guests, so nothing here wraps.
 
-/// Bytes in a sector.
+/// Bytes in a sector (Linux: `SECTOR_SIZE`).
 pub const SECTOR_SIZE: u64 = 512;
 
 /// The number of a sector of a disk (Linux: `sector_t`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Sector(pub u64);
 
-/// A range of a disk that was checked to lie inside it.
+/// A range of a disk that was checked to lie inside it (Linux: `bi_iter.bi_sector` and `bi_size`, checked by
+/// `bio_check_eod` when they are submitted; here they cannot be had unchecked).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskRange {
     offset: u64,

@@ -7,7 +7,8 @@
 use crate::bio::{Bio, Op};
 use crate::limits::QueueLimits;
 
-/// Why the memory of a piece cannot be given to the disk.
+/// Why the memory of a piece cannot be given to the disk. (Linux bounced for one reason, memory above the `bounce_pfn` of
+/// the queue; and it copies for the page cache's stable writes where it waits for them.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BounceReason {
     /// An address or a length is no multiple of what the disk asks for.
@@ -24,7 +25,7 @@ pub enum BounceReason {
     Zeroes,
 }
 
-/// The front of a bio.
+/// The front of a bio (Linux: what `bio_split_rw_at` returns).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// How many bytes of the range; all of it when the bio moves no data. More than the bio has, namely one logical
@@ -34,7 +35,7 @@ pub struct Piece {
     pub bounce: Option<BounceReason>,
 }
 
-/// The largest front of `bio` that a disk with `limits` can take.
+/// The largest front of `bio` that a disk with `limits` can take (Linux: `bio_split_to_limits`).
 ///
 /// It is whole logical and disk blocks, but where that is not possible: then it is what the bio has of one disk block,
 /// with [`BounceReason::PartialBlock`]. It is never of no bytes unless the bio is.
@@ -43,6 +44,23 @@ pub struct Piece {
 ///                    disk block          disk block          disk block
 /// bio          |          [=========|===================|=====]             |
 /// pieces                   partial     whole, in place    partial
+/// ```
+///
+/// ```
+/// use sluice_blk::bio::{BioSet, Op};
+/// use sluice_blk::limits::QueueLimits;
+/// use sluice_blk::sector::{DiskRange, Sector};
+/// use sluice_blk::split::{BounceReason, Piece, next_piece};
+///
+/// // Zeroes from sector 7 on, on a disk with blocks of eight sectors.
+/// let limits = QueueLimits { disk_block_size: 4096, ..QueueLimits::default() };
+/// let range = DiskRange::new(Sector(7), 20 * 512, Sector(1000), 512)?;
+/// let mut bio = BioSet::new(1).try_take(Op::WriteZeroes { unmap: true, fua: false }, range).expect("a bio");
+/// let part = next_piece(&bio, &limits);
+/// assert_eq!(part, Piece { bytes: 512, bounce: Some(BounceReason::PartialBlock) });
+/// let _ = bio.range.take_front(part.bytes);
+/// assert_eq!(next_piece(&bio, &limits), Piece { bytes: 2 * 4096, bounce: None });
+/// # Ok::<(), sluice_blk::sector::RangeError>(())
 /// ```
 #[must_use]
 pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {

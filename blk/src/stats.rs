@@ -24,7 +24,7 @@ impl Counter {
     }
 }
 
-/// What a queue has done since it was made.
+/// What a queue has done since it was made (Linux: `struct disk_stats`, which counts per CPU and does not know bounces).
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Chains that were completed, whatever their status.

@@ -2,7 +2,24 @@
 //!
 //! The counterpart of Linux's `block/bounce.c`. A bounce buffer is as long as what it stands in for, page-aligned,
 //! made of kzalloc'ed pages, all or nothing. Before a write the data is copied in, after a read it is copied out,
-//! and only as much as was read: the rest of the pages is zero and stays here.
+//! and only as much as was read: the rest of the pages is zero and stays here. Linux bounced what was in high memory, a
+//! page at a time and by a clone of the bio; here it is what direct I/O does not take, at once and by a copy.
+//!
+//! ```
+//! use sluice_mem::{bounce::Bounce, gfp::Gfp, kzalloc::Arena, sglist::SgList};
+//!
+//! let arena = Arena::new(1 << 20, 0)?;
+//! # let memory = SgList::alloc(&arena, 1000, Gfp::NOWAIT)?;
+//! // `memory` is a guest's, and not as aligned as the disk asks for.
+//! let bounce = Bounce::alloc(&arena, memory.bytes(), Gfp::NOWAIT)?;
+//! assert!(bounce.pages().is_aligned(0, 4096, 512));
+//! bounce.pages().write(&[7; 600]); // A read that was cut short.
+//! bounce.copy_out(0, &memory, 600);
+//! let mut bytes = [1; 601];
+//! memory.read(&mut bytes);
+//! assert_eq!((bytes[599], bytes[600]), (7, 0), "what was not read is as it was");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use crate::gfp::Gfp;
 use crate::kzalloc::{AllocError, Arena};

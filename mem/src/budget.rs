@@ -42,7 +42,7 @@ impl Tree {
     }
 }
 
-/// A bound on memory, and how much of it is used.
+/// A bound on memory, and how much of it is used (Linux: `struct mem_cgroup`).
 #[derive(Debug)]
 pub struct Budget {
     name: &'static str,
@@ -55,7 +55,7 @@ pub struct Budget {
     tree: Arc<Tree>,
 }
 
-/// A budget is used up.
+/// A budget is used up (Linux: `-ENOMEM` of `mem_cgroup_try_charge`; here it says whose budget it is).
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 #[error("{bytes} bytes more than the {used} used are over the {name} budget of {limit} bytes")]
 pub struct OverBudget {
@@ -84,7 +84,8 @@ impl Budget {
     }
 
     /// A budget of `limit` bytes within `parent`, of which `min` bytes are set aside: they are charged to `parent` now
-    /// and for as long as the budget lives, so that nobody else can use them up.
+    /// and for as long as the budget lives, so that nobody else can use them up (Linux: `memory.min`, which protects from
+    /// being reclaimed, as nothing is here).
     ///
     /// # Errors
     /// [`OverBudget`] when the parent has no room for them.
@@ -99,13 +100,13 @@ impl Budget {
         Ok(Arc::new(Self { name, limit, min, used: AtomicUsize::new(0), parent, tree }))
     }
 
-    /// The bound in bytes.
+    /// The bound in bytes (Linux: `memory.max`).
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// How many bytes are charged.
+    /// How many bytes are charged (Linux: `memory.current`).
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
@@ -202,7 +203,8 @@ impl Drop for Budget {
     }
 }
 
-/// Memory that is charged to a budget; given back when dropped.
+/// Memory that is charged to a budget; given back when dropped (Linux: a folio's `memcg_data`, and
+/// `mem_cgroup_uncharge`).
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<Budget>,

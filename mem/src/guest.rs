@@ -4,6 +4,25 @@
 //! [`MemPin`]. Lookups are checked: a range that is not wholly backed by regions is an error, and nothing of it is
 //! touched. Ranges over adjacent regions are several pieces. No Linux counterpart in the block layer (KVM's
 //! memslots are the nearest).
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sluice_mem::{guest::{GuestMem, MemPin}, region::{Region, RegionInfo}};
+//!
+//! let region = |guest_addr| {
+//!     let file = tempfile::tempfile()?;
+//!     file.set_len(4096)?;
+//!     let info = RegionInfo { guest_addr, size: 4096, user_addr: guest_addr, mmap_offset: 0 };
+//!     Ok::<_, Box<dyn std::error::Error>>(Region::map(info, file)?)
+//! };
+//! let pin = MemPin::new(Arc::new(GuestMem::new(vec![region(0x1000)?, region(0x2000)?])?));
+//! pin.slice(0x1ff8, 8)?.write(0, 7_u64);
+//! let mut bytes = [0; 16];
+//! pin.read(0x1ff8, &mut bytes)?;
+//! assert_eq!(bytes[0], 7, "over two regions");
+//! assert!(pin.read(0x2ff8, &mut bytes).is_err(), "and not past the last");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![expect(unsafe_code, reason = "turns checked addresses into pointers into mapped regions")]
 
 use std::ptr::NonNull;
@@ -26,7 +45,8 @@ pub struct BadAddress {
     pub len: u64,
 }
 
-/// A guest's memory: regions sorted by guest address, none overlapping another.
+/// A guest's memory: regions sorted by guest address, none overlapping another (Linux: `struct vhost_iotlb`, and
+/// `struct kvm_memslots`).
 #[derive(Debug, Clone, Default)]
 pub struct GuestMem {
     regions: Vec<Region>,
@@ -96,7 +116,8 @@ impl GuestMem {
 
 /// Keeps a snapshot of a guest's memory mapped.
 ///
-/// Made once per memory table and thread; cloning counts without atomics, so that each I/O can hold one.
+/// Made once per memory table and thread; cloning counts without atomics, so that each I/O can hold one. (Linux: the
+/// `srcu_read_lock` under which KVM uses its memslots; a vhost device stops instead.)
 #[derive(Debug, Clone)]
 #[expect(clippy::redundant_allocation, reason = "the inner count is shared by threads, the outer one is not")]
 pub struct MemPin(Rc<Arc<GuestMem>>);

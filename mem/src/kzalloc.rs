@@ -39,7 +39,7 @@ use crate::PAGE_SIZE;
 use crate::budget::{Budget, Charge};
 use crate::gfp::Gfp;
 
-/// Why there is no memory.
+/// Why there is no memory (Linux: `NULL`, and a page of kernel log).
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AllocError {
@@ -61,7 +61,9 @@ pub enum AllocError {
 
 /// A fixed amount of page-aligned memory, used by one thread.
 ///
-/// Cloning gives another handle to the same memory. Pages take up physical memory once they were used.
+/// Cloning gives another handle to the same memory. Pages take up physical memory once they were used. The counterpart of
+/// a zone of Linux's page allocator, with the reserve as its minimum watermark; it belongs to one thread, so that it
+/// needs no lock, and what was seen to be free still is a moment later.
 #[derive(Debug, Clone)]
 pub struct Arena {
     inner: Rc<Inner>,
@@ -132,7 +134,7 @@ impl Arena {
     }
 
     /// Makes sure that `gfp` can have `count` pages, charging the budget for more where that is needed. Returns whether
-    /// it can: then it still can until something is allocated.
+    /// it can: then it still can until something is allocated (Linux: `radix_tree_preload` and its like).
     #[must_use]
     pub fn prepare(&self, count: usize, gfp: Gfp<'_>) -> bool {
         self.inner.prepare(&mut self.inner.state.borrow_mut(), count, gfp)
@@ -212,7 +214,9 @@ impl Drop for Inner {
     }
 }
 
-/// Zeroed memory of `size` bytes, aligned to [`PAGE_SIZE`] and in one piece.
+/// Zeroed memory of `size` bytes, aligned to [`PAGE_SIZE`] and in one piece (Linux: kzalloc(9), which has no bound of its
+/// own and lets a `gfp_t` sleep for others; an arena is only ever given memory back by its own thread, so this waits for
+/// the arena's budget if for anything).
 ///
 /// # Errors
 /// [`AllocError::Exhausted`] while all pages that `gfp` may have are in use: the caller parks its work.
@@ -248,7 +252,8 @@ impl KBox {
 
 /// Zeroed memory of any size as a list of pages; goes back to its arena when dropped.
 ///
-/// All or nothing: an allocation that fails has taken no page.
+/// All or nothing: an allocation that fails has taken no page. (Linux: `alloc_pages_bulk`, which may give fewer pages than
+/// were asked for.)
 #[derive(Debug)]
 pub struct Pages {
     arena: Rc<Inner>,

@@ -3,6 +3,16 @@
 //! The counterpart of Linux's `mempool_t` with `min_nr` objects and nothing behind them: a pool never grows,
 //! so what it bounds stays bounded, and it never waits, because its users are queue threads. Taking and
 //! returning move a pointer; neither allocates.
+//!
+//! ```
+//! use sluice_mem::mempool::Mempool;
+//!
+//! let mut pool = Mempool::new(1, || [0; 64]);
+//! let object = pool.try_take().expect("one is free");
+//! assert!(pool.try_take().is_none(), "and no more than one");
+//! pool.put(object);
+//! assert_eq!(pool.available(), pool.capacity());
+//! ```
 
 /// A reserve of at most `capacity` objects of type `T`.
 #[derive(Debug)]
@@ -12,18 +22,18 @@ pub struct Mempool<T> {
 }
 
 impl<T> Mempool<T> {
-    /// A pool of `capacity` objects, each made by `make`.
+    /// A pool of `capacity` objects, each made by `make` (Linux: `mempool_create`).
     pub fn new(capacity: usize, mut make: impl FnMut() -> T) -> Self {
         let free = (0..capacity).map(|_| Box::new(make())).collect();
         Self { free, capacity }
     }
 
-    /// An object, or `None` while all are in use. It is as its last user returned it.
+    /// An object, or `None` while all are in use (Linux: `mempool_alloc`). It is as its last user returned it.
     pub fn try_take(&mut self) -> Option<Box<T>> {
         self.free.pop()
     }
 
-    /// Returns an object.
+    /// Returns an object (Linux: `mempool_free`).
     ///
     /// # Panics
     /// When more objects come back than were ever handed out, which would make the pool grow.

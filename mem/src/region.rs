@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, fstat};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
-/// What a front-end says about a region.
+/// What a front-end says about a region (Linux: `struct vhost_memory_region`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionInfo {
     /// Where the guest sees it (guest physical address).
@@ -76,7 +76,7 @@ pub enum RegionError {
     },
 }
 
-/// A mapped region. Unmapped when the last user is gone.
+/// A mapped region. Unmapped when the last user is gone (nearest in Linux: `struct kvm_memory_slot`).
 #[derive(Debug, Clone)]
 pub struct Region {
     map: Arc<MmapRegion>,

@@ -5,6 +5,34 @@
 //! [`kzalloc`]. Its memory is either the guest's, pinned by a [`MemPin`], or pages of ours, so that a list can be
 //! used from safe code at any time: what it points to cannot go away before it does. Pieces that follow one another
 //! in memory are merged.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use sluice_mem::{gfp::Gfp, guest::{GuestMem, MemPin}, kzalloc::Arena, region::{Region, RegionInfo}, sglist::SgList};
+//!
+//! # let file = tempfile::tempfile()?;
+//! file.set_len(8192)?;
+//! let info = RegionInfo { guest_addr: 0x10000, size: 8192, user_addr: 0, mmap_offset: 0 };
+//! let memory = GuestMem::new(vec![Region::map(info, file)?])?;
+//! let (pin, arena) = (MemPin::new(Arc::new(memory)), Arena::new(1 << 20, 0)?);
+//!
+//! // Two buffers of a guest, of which the disk takes the first 512 bytes.
+//! let mut list = SgList::new();
+//! list.push_guest(&pin, 0x10000, 100, &arena)?;
+//! list.push_guest(&pin, 0x11000, 1000, &arena)?;
+//! assert!(!list.is_aligned(512, 512, 512), "pieces of 100 and 412 bytes");
+//! let front = list.split_front(512, &arena, Gfp::NOWAIT)?;
+//! assert_eq!((front.bytes(), front.pieces().len(), list.bytes()), (512, 2, 588));
+//!
+//! // Pages of ours stand in for them: the data is read there, and copied.
+//! let pages = SgList::alloc(&arena, 512, Gfp::NOWAIT)?;
+//! pages.write(&[7; 512]);
+//! front.copy_from(0, &pages, 0, 512);
+//! let mut bytes = [0; 1];
+//! pin.read(0x11000 + 411, &mut bytes)?;
+//! assert_eq!(bytes, [7]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![expect(unsafe_code, reason = "copies from and to memory that another process shares")]
 
 use std::ptr::NonNull;
@@ -15,7 +43,8 @@ use crate::guest::{BadAddress, MemPin};
 use crate::kzalloc::{AllocError, Arena, KBox, Pages, kzalloc};
 use crate::slice::copy_once;
 
-/// One piece of memory: a `struct iovec`, to be handed to the kernel.
+/// One piece of memory: a `struct iovec`, to be handed to the kernel (Linux: `struct bio_vec`, which has a page and an
+/// offset where this has an address: all memory is mapped here).
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct IoVec(libc::iovec);
@@ -83,7 +112,8 @@ enum Backing {
     Pages(#[expect(dead_code, reason = "held, not used")] Pages),
 }
 
-/// The pieces of memory of one transfer.
+/// The pieces of memory of one transfer (Linux: `bi_io_vec` with its `struct bvec_iter`). Linux's bios refer to pages that
+/// somebody keeps; a list keeps what it refers to.
 #[derive(Debug)]
 pub struct SgList {
     inline: [IoVec; Self::INLINE],
@@ -123,7 +153,7 @@ impl SgList {
         }
     }
 
-    /// A list of zeroed pages of ours, `size` bytes in all, at least one.
+    /// A list of zeroed pages of ours, `size` bytes in all, at least one (Linux: `bio_add_page` of each page).
     ///
     /// # Errors
     /// [`AllocError::Exhausted`] when `gfp` gets too few pages, [`AllocError::TooLarge`] when they could be more
@@ -162,7 +192,7 @@ impl SgList {
     }
 
     /// Appends guest memory: as much of the `len` bytes at `addr` as there is room for pieces. Returns how many
-    /// bytes that was. A table is allocated from `arena` where needed.
+    /// bytes that was. A table is allocated from `arena` where needed. (Linux: `bio_iov_iter_get_pages`.)
     ///
     /// # Errors
     /// [`SgError::Address`] when some of the range is not in the guest's memory, [`SgError::Memory`] when there is
@@ -196,7 +226,7 @@ impl SgList {
         Ok(pushed)
     }
 
-    /// Takes the first `count` bytes out of the list, into a list of their own.
+    /// Takes the first `count` bytes out of the list, into a list of their own (Linux: `bio_split`).
     ///
     /// # Errors
     /// When the new list needs a table and `gfp` gets no page; then this list is as it was.
@@ -228,7 +258,8 @@ impl SgList {
         Ok(front)
     }
 
-    /// Drops the first `count` bytes: what is left is what a transfer that was cut short still has to do.
+    /// Drops the first `count` bytes: what is left is what a transfer that was cut short still has to do (Linux:
+    /// `bio_advance`).
     ///
     /// # Panics
     /// When the list has fewer bytes.
@@ -249,7 +280,8 @@ impl SgList {
         }
     }
 
-    /// Copies `count` bytes of `from`, from its byte `from_at` on, to this list's bytes from `at` on.
+    /// Copies `count` bytes of `from`, from its byte `from_at` on, to this list's bytes from `at` on (Linux:
+    /// `bio_copy_data`). The two may overlap: a guest may name a buffer twice.
     ///
     /// # Panics
     /// When either has fewer bytes.
@@ -291,7 +323,8 @@ impl SgList {
         })
     }
 
-    /// Writes `bytes` to the start of the memory, as far as it goes. Returns how many bytes that was.
+    /// Writes `bytes` to the start of the memory, as far as it goes. Returns how many bytes that was (Linux:
+    /// `memcpy_to_bvec`).
     pub fn write(&self, bytes: &[u8]) -> usize {
         let mut left = bytes;
         for piece in self.pieces() {
@@ -302,7 +335,8 @@ impl SgList {
         bytes.len() - left.len()
     }
 
-    /// Reads the start of the memory to `bytes`, as far as it goes. Returns how many bytes that was.
+    /// Reads the start of the memory to `bytes`, as far as it goes. Returns how many bytes that was (Linux:
+    /// `memcpy_from_bvec`).
     pub fn read(&self, bytes: &mut [u8]) -> usize {
         let all = bytes.len();
         let mut left = bytes;
@@ -314,7 +348,7 @@ impl SgList {
         all - left.len()
     }
 
-    /// Sets `count` bytes from byte `at` on to zero.
+    /// Sets `count` bytes from byte `at` on to zero (Linux: `zero_fill_bio`).
     ///
     /// # Panics
     /// When the list has fewer bytes.
@@ -326,7 +360,7 @@ impl SgList {
     }
 
     /// Whether of the first `count` bytes every piece starts at a multiple of `address` and is as long as a multiple of
-    /// `length`, both powers of two.
+    /// `length`, both powers of two (Linux: `iov_iter_is_aligned`).
     ///
     /// # Panics
     /// When the list has fewer bytes.

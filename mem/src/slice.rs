@@ -13,7 +13,8 @@ use vm_memory::ByteValued;
 
 use crate::guest::MemPin;
 
-/// `len` bytes of guest memory, which stay mapped while this value lives.
+/// `len` bytes of guest memory, which stay mapped while this value lives (nearest in Linux: the `__user` pointers that
+/// `vhost_get_user` and `vhost_put_user` take).
 #[derive(Debug, Clone)]
 pub struct GuestSlice {
     ptr: NonNull<u8>,

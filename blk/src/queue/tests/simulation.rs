@@ -23,7 +23,7 @@ use crate::split::BounceReason;
 use self::world::{Seen, Stage, World};
 
 /// How many seeds `cargo test` runs: a few seconds' worth.
-const SEEDS: u64 = 4000;
+const SEEDS: u64 = 10_000;
 
 const REASONS: [BounceReason; 6] = [
     BounceReason::Misaligned,
