@@ -137,14 +137,18 @@ fn unsafe_code_is_in_mem_or_in_what_was_opened_for_it() {
         if name.starts_with("mem/") || name.starts_with("guests/") || is_opened(&text) {
             continue;
         }
-        let mut opened = 0;
+        // The indentation of the item that is opened, until it ends.
+        let mut opened = None;
         for (number, line) in text.lines().enumerate() {
-            // An item that is opened is short: the whole of it is in the lines that follow.
+            let indentation = line.len() - line.trim_start().len();
             if line.trim_start().starts_with("#[expect(unsafe_code, reason") {
-                opened = number + 8;
+                opened = Some(indentation);
             }
-            if uses_unsafe(&code_of(line)) && number >= opened {
+            if uses_unsafe(&code_of(line)) && opened.is_none() {
                 broken.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+            if opened == Some(indentation) && line.trim_start().starts_with('}') {
+                opened = None;
             }
         }
     }
