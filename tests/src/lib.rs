@@ -2,7 +2,7 @@
 //!
 //! A suite boots a [`guest::Guest`] on a [`subject::Subject`] (a device that is tested), sends it [`request`]s in any
 //! [`shape`] over a [`driver`]-side ring, and compares the answers with the [`model`], which is nothing but a vector of
-//! bytes. The [`reference`] device is a subject too: written the usual way with other people's crates, it is the
+//! bytes. The [`mod@reference`] device is a subject too: written the usual way with other people's crates, it is the
 //! second opinion on what a device must do, and the baseline for how fast.
 
 pub mod disk;
