@@ -3,7 +3,7 @@
 //! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
 //! [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
 //! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
-//! machine, [`bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
+//! machine, [`mod@bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
 
