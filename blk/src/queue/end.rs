@@ -34,7 +34,9 @@ impl RequestQueue {
             (_, Err(Errno::INTR | Errno::AGAIN)) if request.retries < Self::RETRIES_MAX => {
                 self.try_again(request);
             }
-            (Command::Discard | Command::Zero { .. }, Err(Errno::INVAL)) => self.do_another_way(request),
+            (Command::Discard | Command::Zero { .. }, Err(Errno::INVAL | Errno::BUSY)) => {
+                self.do_another_way(request);
+            }
             (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
                 self.fall_back(request);
             }
@@ -134,8 +136,8 @@ impl RequestQueue {
         self.parked.push_front(bio);
     }
 
-    /// The disk knows the command, but not for such a range: one that is not whole blocks of a device, for example, which
-    /// only matter to it where they do not to its page cache.
+    /// The disk knows the command, but not for such a range or not now: for one that is not whole blocks of a device, which
+    /// matter to it and not to its page cache (EINVAL), or one whose pages in the page cache are being written (EBUSY).
     fn do_another_way(&mut self, request: Request) {
         if request.command == Command::Discard {
             // It is advisory.
