@@ -1,9 +1,9 @@
 //! Rings: every size, indices that wrap, work that piles up, and who wakes whom when.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_tests::disk::DiskSpec;
-use sluice_tests::driver::need_event;
+use sluice_tests::driver::{PATIENCE, need_event};
 use sluice_tests::guest::{Drive, EVENT_IDX, Guest};
 use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::rng::Rng;
@@ -18,6 +18,8 @@ sluice_tests::suite! {
     a_polling_driver_needs_no_call_fd: [NoCallFd],
     no_wake_up_is_lost_with_event_idx: [],
     no_wake_up_is_lost_without_event_idx: [],
+    no_kick_is_lost_to_a_driver_that_races_with_event_idx: [],
+    no_kick_is_lost_to_a_driver_that_races_without_event_idx: [],
     a_call_is_made_when_the_index_is_reached: [],
     calls_that_are_not_wanted_are_not_made: [CallSuppression],
     the_no_interrupt_flag_is_honoured: [NoInterruptFlag],
@@ -141,6 +143,40 @@ fn no_wake_up_is_lost_with_event_idx(subject: Subject) {
 
 fn no_wake_up_is_lost_without_event_idx(subject: Subject) {
     stress_wake_ups(subject, !EVENT_IDX);
+}
+
+/// The next request is ready before the last is answered, and is published a few nanoseconds to a microsecond after
+/// that: just when the device looks once more, tells that it wants to be kicked, and falls asleep.
+fn race_for_kicks(subject: Subject, features: u64) {
+    let mut guest = Guest::boot_with(subject, &DiskSpec::default(), &Drive { features, ..Drive::default() });
+    let mut rng = Rng::for_test(35);
+    let lane = &mut guest.lanes[0];
+    let short = Request::other(77, vec![], 0);
+    assert!(lane.launch(&short, &Shape::default()));
+    lane.ring.submit();
+    for round in 0..5_000 {
+        assert!(lane.launch(&short, &Shape::default()));
+        let deadline = Instant::now() + PATIENCE;
+        while lane.ring.used_idx() == lane.ring.next_used() {
+            std::hint::spin_loop();
+            assert!(Instant::now() < deadline, "{subject}: round {round}: a kick was lost");
+        }
+        for _ in 0..rng.below(400) {
+            std::hint::spin_loop();
+        }
+        lane.ring.submit();
+        let used = lane.ring.poll().unwrap();
+        lane.land(used);
+    }
+    lane.land_all();
+}
+
+fn no_kick_is_lost_to_a_driver_that_races_with_event_idx(subject: Subject) {
+    race_for_kicks(subject, u64::MAX);
+}
+
+fn no_kick_is_lost_to_a_driver_that_races_without_event_idx(subject: Subject) {
+    race_for_kicks(subject, !EVENT_IDX);
 }
 
 /// The driver asks for one call, at the last of a batch. Calls may be made for more than one element at once, and a
