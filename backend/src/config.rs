@@ -58,8 +58,9 @@ pub struct DiskConfig {
 impl DiskConfig {
     /// The most segments of data in a request, with indirect descriptors.
     pub const SEG_MAX: u32 = 1024;
-    /// The most bytes in one segment. A request is not bounded by this; it is cut to what the disk takes.
-    pub const SIZE_MAX: u32 = 4 * 1024 * 1024;
+    /// The most bytes in one segment. A request is not bounded by this; it is cut to what the disk takes. Some drivers
+    /// multiply it with SEG_MAX in 32 bits, so the product has to fit.
+    pub const SIZE_MAX: u32 = 1024 * 1024;
     /// The most ranges in a discard or write-zeroes request: each is a bio.
     pub const RANGES_MAX: u32 = 16;
     /// The most sectors in one discarded range: 2 GiB.
@@ -259,6 +260,7 @@ impl DiskConfig {
     }
 }
 
+const _: () = assert!((DiskConfig::SIZE_MAX as u64 * DiskConfig::SEG_MAX as u64) < 1 << 31);
 const _: () = assert!(DiskConfig::RANGES_MAX as usize <= BioSet::CHAIN_MAX);
 
 /// Why the config space cannot be written.
