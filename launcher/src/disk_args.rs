@@ -71,7 +71,9 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "N", value_parser = parse_num_queues, help_heading = "Disk")]
     pub(crate) num_queues: Option<u16>,
 
-    /// How many elements a queue may have, a power of two from 2 to 1024 [default: 256]
+    /// How many elements a queue is expected to have, a power of two from 2 to 1024 [default: 256]
+    ///
+    /// Larger queues, up to 1024, are served all the same: not every virtual machine monitor can be told.
     #[arg(long, value_name = "N", value_parser = parse_queue_size, help_heading = "Disk")]
     pub(crate) queue_size: Option<u16>,
 
