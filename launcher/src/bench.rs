@@ -148,19 +148,26 @@ impl Bench {
         eprintln!("about {} to measure", minutes(left));
         let mut batches = std::mem::take(&mut self.batches);
         for (index, batch) in batches.iter_mut().enumerate() {
+            if self.is_stopped() {
+                break;
+            }
             eprintln!("\n==> {}/{steps} {}, {} left", index + 1, batch.name, minutes(left));
             let time = self.time_of(batch);
             self.measure_batch(batch)?;
-            self.findings.extend(batch.findings());
+            if !self.is_stopped() {
+                self.findings.extend(batch.findings());
+            }
             left = left.saturating_sub(time);
         }
         let done = batches.len();
         self.batches = batches;
         for (index, (name, probe)) in self.probes.iter().enumerate() {
+            if self.is_stopped() {
+                break;
+            }
             eprintln!("\n==> {}/{steps} {name}", done + index + 1);
             self.ground.media.warm()?;
             self.findings.extend(probe(&mut self.ground, &self.contenders));
-            self.check()?;
         }
         Ok(())
     }
@@ -169,23 +176,29 @@ impl Bench {
         if batch.cells.iter().any(|cell| cell.workload.medium == workload::Medium::Cached) {
             self.ground.media.warm()?;
         }
+        let labels: Vec<_> = batch.cells.iter().map(|cell| batch.label(cell)).collect();
         let rounds = self.rounds_of(batch);
         for round in 1..=rounds {
+            if self.is_stopped() {
+                break;
+            }
             eprint!("    {round}/{rounds}:");
-            for cell in &mut batch.cells {
+            for (cell, label) in batch.cells.iter_mut().zip(&labels) {
+                if self.is_stopped() {
+                    break;
+                }
                 cell.measure(&mut self.ground);
-                self.check()?;
                 let rate = cell.samples.last().map(|sample| sample.figure(Metric::Iops) / 1e3);
                 match (&cell.failure, rate) {
-                    (None, Some(rate)) => eprint!("  {} {rate:.1}k", cell.contender),
-                    _ => eprint!("  {} -", cell.contender),
+                    (None, Some(rate)) => eprint!("  {label} {rate:.1}k"),
+                    _ => eprint!("  {label} -"),
                 }
             }
             eprintln!();
         }
-        for cell in &batch.cells {
+        for (cell, label) in batch.cells.iter().zip(&labels) {
             if let Some(why) = &cell.failure {
-                eprintln!("    {} at {}: {why}", cell.contender, cell.workload);
+                eprintln!("    {label}: {why}");
             }
         }
         Ok(())
@@ -199,11 +212,8 @@ impl Bench {
         batch.round_time(&self.ground) * u32::from(self.rounds_of(batch))
     }
 
-    fn check(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            bail!("stopped by a signal");
-        }
-        Ok(())
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Tells what was found; the exit code says whether all of it could be measured.
@@ -220,7 +230,8 @@ impl Bench {
             extent.time.as_secs_f64(),
             minutes(self.begun.elapsed())
         );
-        for warning in host.warnings() {
+        let stopped = self.is_stopped().then(|| "stopped by a signal: this is not all".to_owned());
+        for warning in host.warnings().into_iter().chain(stopped) {
             println!("note: {warning}");
         }
         if let Some(path) = &arguments.json {
@@ -234,7 +245,7 @@ impl Bench {
             let subtitle = format!("{} CPUs ({}), Linux {}", host.cpus, host.processor, host.kernel);
             write(path, &chart::svg(batch, title, &subtitle))?;
         }
-        Ok(if self.has_failed() { FAILED } else { 0 })
+        Ok(if self.has_failed() || self.is_stopped() { FAILED } else { 0 })
     }
 
     fn has_failed(&self) -> bool {

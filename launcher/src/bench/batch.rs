@@ -83,6 +83,17 @@ impl Batch {
         self
     }
 
+    /// What tells a cell from the others.
+    pub(super) fn label(&self, cell: &Cell) -> String {
+        let is_one_workload = self.cells.iter().all(|other| other.workload == cell.workload);
+        let is_one_contender = self.cells.iter().all(|other| other.contender.name() == cell.contender.name());
+        match (is_one_workload, is_one_contender) {
+            (true, _) => cell.contender.to_string(),
+            (false, true) => cell.workload.to_string(),
+            (false, false) => format!("{} {}", cell.contender, cell.workload),
+        }
+    }
+
     /// About how long a round takes.
     pub(super) fn round_time(&self, ground: &Ground) -> Duration {
         let cells = self.cells.iter().map(|cell| {
@@ -201,6 +212,17 @@ mod tests {
         assert_eq!((found.verdict(), found.against.as_str()), (Verdict::Ok, BARE));
         let value = Value::Difference(Metric::Iops, (WORKLOAD, SLUICE), (WORKLOAD, BARE));
         assert_eq!(finding(&batch(), value).value, Ok(Spread { median: 100.0, min: 40.0, max: 110.0 }));
+    }
+
+    #[test]
+    fn a_label_says_what_differs() {
+        let other = Workload::new(Medium::Null, Op::Read, 32);
+        let label = |batch: &Batch| batch.label(&batch.cells[0]);
+        assert_eq!(label(&batch()), "sluice");
+        assert_eq!(label(&Batch::new("b").cell(WORKLOAD, &Contender::Sluice)), "sluice");
+        let two = Batch::new("b").cell(WORKLOAD, &Contender::Sluice).cell(other, &Contender::Sluice);
+        assert_eq!(label(&two), "cached-read-d32");
+        assert_eq!(label(&two.cell(other, &Contender::Bare)), "sluice cached-read-d32");
     }
 
     #[test]

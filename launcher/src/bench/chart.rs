@@ -11,12 +11,12 @@ use super::sample::Metric;
 /// Colours that are told apart also by those who see few; sluice has the second.
 const COLOURS: [&str; 7] = ["#707070", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 /// A panel's plot: where it starts, and its size.
-const TOP: f64 = 96.0;
+const TOP: f64 = 110.0;
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: [f64; 2] = [72.0, 560.0];
 /// The whole picture.
-const SIZE: [f64; 2] = [1000.0, 460.0];
+const SIZE: [f64; 2] = [1000.0, 474.0];
 /// About how many lines a scale from zero has.
 const STEPS: f64 = 5.0;
 

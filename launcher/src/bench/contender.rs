@@ -157,7 +157,7 @@ fn qemu(program: &Path, service: &Service<'_>) -> Option<Command> {
     let Service { workload, sockets: [socket], file } = service else { return None };
     let escaped = |path: &Path| path.display().to_string().replace(',', ",,");
     let disk = match (workload.medium, file) {
-        (Medium::Null, _) | (_, None) => format!("driver=null-co,size={SIZE_WITHOUT_FILE}"),
+        (Medium::Null, _) | (_, None) => format!("driver=null-co,size={BYTES_WITHOUT_FILE}"),
         (medium, Some(file)) => {
             let driver = if medium == Medium::Disk4k { "host_device" } else { "file" };
             let direct = if medium.is_direct() { "on" } else { "off" };
@@ -249,7 +249,10 @@ mod tests {
     fn qemu_gets_a_null_disk_where_there_is_no_file() {
         let qemu = Contender::Qemu("q".into());
         let told = words(&qemu, &Workload::new(Medium::Null, Op::Read, 1), &one()).unwrap();
-        assert!(told.starts_with("--blockdev driver=null-co,size=1G,node-name=f --export "), "{told}");
+        assert!(
+            told.starts_with("--blockdev driver=null-co,size=1073741824,node-name=f --export "),
+            "{told}"
+        );
         let told = words(&qemu, &Workload::new(Medium::Tmpfs, Op::Read, 1), &one()).unwrap();
         assert!(told.contains("filename=/m/it's,,f,aio=io_uring,cache.direct=off"), "{told}");
         assert_eq!(words(&qemu, &Workload::new(Medium::Ram, Op::Read, 1), &one()), None);

@@ -108,6 +108,12 @@ impl Drop for Process {
     }
 }
 
+/// Ends a process, not kindly.
+pub(super) fn kill(id: u32) -> io::Result<()> {
+    let pid = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(kill_process(pid, Signal::KILL)?)
+}
+
 /// Lets the calling thread, and what it starts, run on these CPUs only.
 pub(super) fn pin(cpus: &[usize]) -> io::Result<()> {
     let mut set = CpuSet::new();

@@ -4,6 +4,8 @@
 //! at the end, as a front-end does.
 
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -11,9 +13,11 @@ use super::args::Extent;
 use super::client::{Client, Target};
 use super::contender::{BYTES_WITHOUT_FILE, Contender, Service};
 use super::media::Media;
-use super::process::{Ended, Process};
+use super::process::{self, Ended, Process};
 use super::workload::{Medium, Workload};
 
+/// How long it may take to connect and to start a backend's rings. Longer than the client waits for a socket.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 /// sluice's exit code for options that it does not know.
 const WRONG_USAGE: i32 = 2;
 
@@ -68,10 +72,28 @@ impl Ground {
         let started = Process::start(command, &scratch.with_extension("log"), self.cpus.as_deref());
         let mut process = started.context("cannot start it").map_err(failed)?;
         let target = Target::Sockets(&sockets);
-        let client = Client::connect(&target, workload, bytes, || Ok(process.check()?));
-        let client = client.map_err(|why| not_started(contender, workload, &why))?;
-        Ok(Running { client, process: Some(process), sockets })
+        let (client, was_stuck) =
+            unless_stuck(process.id(), || Client::connect(&target, workload, bytes, || Ok(process.check()?)));
+        match client {
+            Ok(client) => Ok(Running { client, process: Some(process), sockets }),
+            Err(_) if was_stuck => Err(Failure::Failed("it does not answer".into())),
+            Err(why) => Err(not_started(contender, workload, &why)),
+        }
     }
+}
+
+/// Does what waits for a backend without an end, and ends the backend when it takes too long. Says whether it did.
+fn unless_stuck<T>(id: u32, work: impl FnOnce() -> T) -> (T, bool) {
+    let (finished, waiting) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(move || {
+            let is_stuck = waiting.recv_timeout(ANSWER_TIME_MAX) == Err(RecvTimeoutError::Timeout);
+            is_stuck && process::kill(id).is_ok()
+        });
+        let result = work();
+        drop(finished);
+        (result, watch.join().expect("watching does not panic"))
+    })
 }
 
 impl Running {
@@ -105,4 +127,20 @@ fn not_started(contender: &Contender, workload: &Workload, error: &anyhow::Error
     let is_ours = matches!(contender, Contender::Sluice);
     let is_unknown = ended.status.code() == Some(WRONG_USAGE) || workload.medium == Medium::Disk4k;
     if is_ours && is_unknown { Failure::NotThere(text) } else { Failure::Failed(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn who_answers_in_time_is_left_alone() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert_eq!(unless_stuck(child.id(), || 7), (7, false));
+        assert!(child.try_wait().unwrap().is_none());
+        process::kill(child.id()).unwrap();
+        assert!(!child.wait().unwrap().success());
+    }
 }

@@ -55,20 +55,23 @@ fn a_backend_that_fails_is_told_and_fails_the_run() {
     command.arg("broken=sh -c 'echo the error: no disk; exit 3' {socket} {file}");
     let (code, stdout, stderr) = output_of(&mut command);
     assert_eq!(code, Some(1), "{stdout}{stderr}");
-    let words = "broken at tmpfs-read-d1: failed: ended with exit code 3: the error: no disk";
+    let words = "broken: failed: ended with exit code 3: the error: no disk";
     assert!(stderr.contains(words), "{stderr}");
 }
 
 #[test]
-fn a_signal_ends_it_and_its_files() {
+fn a_signal_ends_it_and_its_files_and_what_was_measured_is_told() {
     let place = Place::new();
-    let mut running =
-        Running::start(bench(&place).args(["--quick", "--rounds=1000", "--only=tmpfs-read-d1"]));
+    let report = place.at("report");
+    let mut command = bench(&place);
+    command.args(["--quick", "--rounds=1000", "--only=tmpfs-read-d1"]);
+    command.stdout(std::fs::File::create(&report).expect("a file"));
+    let mut running = Running::start(&mut command);
     eventually("a file", || (leftovers(&place) == 2).then_some(()));
     running.signal(Signal::TERM);
     let (code, words) = running.wait();
     assert_eq!(code, Some(1), "{words}");
-    assert!(words.contains("stopped by a signal"), "{words}");
+    assert!(read(&report).contains("stopped by a signal: this is not all"), "{words}");
     assert_eq!(leftovers(&place), 0);
 }
 
