@@ -84,6 +84,7 @@
 //!   parked and goes on when memory returns. There is always progress, since a reserve large enough for a piece is used
 //!   only by pieces, and a piece gives it back when it is done.
 
+mod config;
 mod end;
 mod passthrough;
 mod start;
@@ -92,12 +93,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use sluice_mem::PAGE_SIZE;
-use sluice_mem::bounce::Bounce;
-use sluice_mem::budget::Budget;
 use sluice_mem::gfp::Gfp;
 use sluice_mem::kzalloc::Arena;
 
+pub use self::config::{QueueConfig, QueueMemory};
 pub use self::passthrough::{Passthrough, PassthroughCommand};
 use crate::bio::{Bio, BioChain, BioSet};
 use crate::engine::Engine;
@@ -105,87 +104,6 @@ use crate::limits::QueueLimits;
 use crate::overlap::{Overlaps, Wake, Writer};
 use crate::request::{IoResult, Request, Status, TagSet};
 use crate::stats::Stats;
-
-/// What a queue is made for (Linux: `struct blk_mq_tag_set`, and what a driver tells about its disk).
-#[derive(Debug, Clone)]
-pub struct QueueConfig {
-    /// How many chains may be submitted at a time.
-    pub depth: u16,
-    /// What the disk can take.
-    pub limits: QueueLimits,
-    /// What [`PassthroughCommand::DeviceId`] answers.
-    pub device_id: Vec<u8>,
-    /// What [`PassthroughCommand::Lifetime`] answers, where the disk knows.
-    pub lifetime: Option<[u8; 6]>,
-    /// The disk can erase so that nothing can be recovered.
-    pub secure_erase: bool,
-    /// Flushes are answered without asking the disk (QEMU: `cache=unsafe`).
-    pub ignore_flush: bool,
-    /// Discards are answered without asking the disk, and zeroes keep their space (QEMU: `discard=ignore`).
-    pub ignore_discard: bool,
-    /// What the queue's memory is charged to.
-    pub memory: QueueMemory,
-    /// Who else writes to the disk, and what wakes the queue's thread. Used where the limits have partial blocks; `None`
-    /// where the queue is the only one.
-    pub overlaps: Option<(Arc<Overlaps>, Arc<dyn Wake>)>,
-}
-
-impl QueueConfig {
-    /// A queue for `depth` chains on a disk with `limits`, with nothing special about it and a budget of its own.
-    #[must_use]
-    pub fn new(depth: u16, limits: QueueLimits) -> Self {
-        Self {
-            depth,
-            limits,
-            device_id: Vec::new(),
-            lifetime: None,
-            secure_erase: false,
-            ignore_flush: false,
-            ignore_discard: false,
-            memory: QueueMemory::default(),
-            overlaps: None,
-        }
-    }
-}
-
-/// What memory a queue may use for tables of pieces and for bounce buffers. In bytes. (Linux: the `mempool_t`s of a
-/// `struct bio_set` and of its bounce buffers, which grow with the system's memory; these do not.)
-///
-/// Queues of one budget are made one after the other, and what the first ones use by then must not be what the others
-/// need: give each a budget of its own with [`QueueMemory::LEAST`] [set aside](Budget::with_min).
-#[derive(Debug, Clone)]
-pub struct QueueMemory {
-    /// What it is charged to.
-    pub budget: Arc<Budget>,
-    /// What is set aside for progress, charged when the queue is made: [`QueueMemory::RESERVE_MIN`] at least.
-    pub reserve: usize,
-    /// The most that is used, reserve included.
-    pub most: usize,
-}
-
-impl QueueMemory {
-    /// The smallest reserve with which there is progress: a bounce buffer for one block, its table, and a table for what
-    /// was cut.
-    pub const RESERVE_MIN: usize = 3 * PAGE_SIZE;
-    /// The reserve for a piece of the largest size.
-    pub const RESERVE: usize = Bounce::RESERVE_BYTES + PAGE_SIZE;
-    /// The least that a queue needs, charged when it is made: the reserve, and tables for one chain.
-    pub const LEAST: usize = Self::RESERVE + RequestQueue::PAGES_TO_ACCEPT * PAGE_SIZE;
-    /// So much that memory is no bottleneck: 64 KiB for each of 256 requests.
-    pub const MOST: usize = 16 * 1024 * 1024;
-
-    /// Memory out of `budget`, of which a queue may use [`QueueMemory::MOST`].
-    #[must_use]
-    pub fn of(budget: Arc<Budget>) -> Self {
-        Self { budget, reserve: Self::RESERVE, most: Self::MOST }
-    }
-}
-
-impl Default for QueueMemory {
-    fn default() -> Self {
-        Self::of(Budget::new("queue's", Self::MOST))
-    }
-}
 
 /// A chain that is done (Linux: `bi_end_io` is called; here the queue is asked, and says which one by its cookie).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -209,7 +209,8 @@ fn choose_block(
     direct: Option<DioAlign>,
 ) -> Result<u32, DiskError> {
     match options.logical_block_size {
-        None => Ok(topology::disk_block(topology, direct).max(topology.logical)),
+        // Larger blocks than guests know are there through the page cache only, which takes any.
+        None => Ok(topology::disk_block(topology, direct).max(topology.logical.min(4096))),
         Some(asked @ (512 | 4096)) => Ok(asked),
         Some(asked) => Err(DiskError::OddBlockSize { asked }),
     }

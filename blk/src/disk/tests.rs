@@ -130,6 +130,77 @@ fn a_block_size_is_512_or_4096() {
     }
 }
 
+#[test]
+fn a_file_that_direct_io_cannot_address_to_its_end_is_told_so_and_how_else() {
+    let size = 3 * 4096 + 512;
+    let (_dir, path) = file(size);
+    let way_out = " by direct I/O (cache=writeback would do)";
+    let error = DiskError::Size { path: path.clone(), size, block: 4096, way_out };
+    let text = format!(
+        "{} has 12800 bytes, which is not a multiple of the 4096 bytes that it is addressed in by direct I/O \
+         (cache=writeback would do); make it longer with `truncate -s %4096`",
+        path.display()
+    );
+    assert_eq!(error.to_string(), text);
+    let buffered = DiskOptions { cache: Some(Cache::Writeback), ..options(&path) };
+    assert_eq!(Disk::open(&buffered).expect("whole sectors").capacity(), Sector(25), "no byte is cut off");
+}
+
+#[test]
+fn discards_are_as_the_file_has_them_or_as_was_asked_for() {
+    let (_dir, path) = file(1 << 20);
+    let limits = |options: &DiskOptions| *Disk::open(options).expect("a good file").limits();
+    let found = limits(&options(&path));
+    assert!(found.discard_granularity >= 4096, "blocks of the file system");
+    assert_eq!(found.discard_alignment, found.discard_granularity);
+    let asked = DiskOptions { discard_granularity: Some(65536), ..options(&path) };
+    let asked_both = DiskOptions { discard_alignment: Some(4096), ..asked.clone() };
+    for (options, expected) in [(asked, (65536, 65536)), (asked_both, (65536, 4096))] {
+        let limits = limits(&options);
+        assert_eq!((limits.discard_granularity, limits.discard_alignment), expected);
+    }
+    for (granularity, alignment, text) in [
+        (
+            Some(0),
+            None,
+            "a discard granularity of 0 bytes does not exist: it is a multiple of the block size, 512",
+        ),
+        (
+            Some(700),
+            None,
+            "a discard granularity of 700 bytes does not exist: it is a multiple of the block size, 512",
+        ),
+        (
+            None,
+            Some(1),
+            "a discard alignment of 1 bytes does not exist: it is a multiple of the block size, 512",
+        ),
+    ] {
+        let options = DiskOptions {
+            discard_granularity: granularity,
+            discard_alignment: alignment,
+            logical_block_size: Some(512),
+            ..options(&path)
+        };
+        assert_eq!(refusal(&options), text);
+    }
+}
+
+#[test]
+fn what_a_disk_can_do_is_what_was_asked_for_where_it_can_be_written_to() {
+    let (_dir, path) = file(1 << 20);
+    for (write_zeroes, read_only, has) in [(true, false, true), (false, false, false), (true, true, false)] {
+        let disk =
+            Disk::open(&DiskOptions { write_zeroes, read_only, ..options(&path) }).expect("a good file");
+        assert_eq!(disk.has_write_zeroes(), has);
+        assert_eq!((disk.has_secure_erase(), disk.lifetime()), (false, None), "files do neither");
+    }
+    for discard in Discard::ALL {
+        let disk = Disk::open(&DiskOptions { discard, ..options(&path) }).expect("a good file");
+        assert_eq!(disk.discard(), discard);
+    }
+}
+
 /// Whether files in a directory take direct I/O, found out by opening one.
 fn takes_direct_io(path: &Path) -> bool {
     use std::os::unix::fs::OpenOptionsExt;
@@ -219,6 +290,11 @@ fn words_are_read_as_they_are_written() {
     for kind in EngineKind::ALL {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
+    for discard in Discard::ALL {
+        assert_eq!(discard.to_string().parse(), Ok(discard));
+    }
+    let error = "on".parse::<Discard>().expect_err("no such word");
+    assert_eq!(error.to_string(), "\"on\" is none of unmap, ignore");
     let error = "fast".parse::<Cache>().expect_err("no such mode");
     assert_eq!(error.to_string(), "\"fast\" is none of none, writeback, writethrough, directsync, unsafe");
     let error = "Uring".parse::<EngineKind>().expect_err("no such engine");

@@ -135,3 +135,69 @@ fn attribute(stat: &Statx, name: &str) -> Option<u32> {
     let path = format!("/sys/dev/block/{}:{}/{name}", stat.stx_rdev_major, stat.stx_rdev_minor);
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [u32; 4] = [512, 1024, 2048, 4096];
+
+    fn disk(logical: u32, physical: u32) -> Topology {
+        Topology {
+            logical,
+            physical,
+            io_min: physical,
+            io_opt: 1 << 20,
+            discard_granularity: 65536,
+            alignment_offset: 0,
+        }
+    }
+
+    #[test]
+    fn whatever_direct_io_asks_for_within_a_page_makes_sound_limits() {
+        for memory in [1, 4, 512, 4096] {
+            for offset in [1, 512, 4096] {
+                let direct = DioAlign { memory, offset };
+                assert!(direct.is_usable());
+                for topology in [disk(512, 512), disk(512, 4096), disk(4096, 4096)] {
+                    for logical in [512, 4096] {
+                        let limits = limits(topology, logical, Some(direct));
+                        assert!(limits.are_sound(), "{direct:?} makes {limits:?}");
+                        assert!(limits.physical_block_size >= limits.disk_block_size);
+                    }
+                }
+            }
+        }
+        for (memory, offset) in [(8192, 512), (512, 8192), (3, 512), (512, 0)] {
+            assert!(!DioAlign { memory, offset }.is_usable());
+        }
+    }
+
+    #[test]
+    fn the_page_cache_takes_sectors_of_any_device() {
+        for logical in SIZES.into_iter().chain([16384, 65536]) {
+            for seen in [512, 4096] {
+                let limits = limits(disk(logical, logical), seen, None);
+                assert!(limits.are_sound() && !limits.has_partial_blocks(), "{limits:?}");
+                assert_eq!(
+                    (limits.dma_alignment, limits.length_alignment, limits.needs_pinning),
+                    (1, 1, false)
+                );
+                assert_eq!(limits.physical_block_size, logical.max(seen), "the guest is told the truth");
+            }
+        }
+    }
+
+    #[test]
+    fn direct_io_on_large_blocks_has_partial_blocks_where_the_guest_sees_smaller_ones() {
+        let direct = Some(DioAlign { memory: 512, offset: 4096 });
+        let small = limits(disk(4096, 4096), 512, direct);
+        assert_eq!((small.logical_block_size, small.disk_block_size), (512, 4096));
+        assert_eq!((small.physical_block_size, small.io_min, small.io_opt), (4096, 4096, 1 << 20));
+        assert!(small.has_partial_blocks() && small.needs_pinning);
+        assert!(!limits(disk(4096, 4096), 4096, direct).has_partial_blocks());
+        let large = limits(disk(512, 512), 4096, Some(DioAlign { memory: 512, offset: 512 }));
+        assert_eq!((large.logical_block_size, large.unit()), (4096, 4096), "4096 on a disk of 512");
+        assert!(!large.has_partial_blocks());
+    }
+}

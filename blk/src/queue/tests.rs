@@ -11,11 +11,14 @@ mod memory;
 mod partial;
 mod promises;
 mod random;
+mod rivals;
 mod scripted;
 mod simulation;
 mod stale;
 mod threads;
 
+use sluice_mem::PAGE_SIZE;
+use sluice_mem::budget::Budget;
 use sluice_mem::sglist::IoVec;
 
 use super::*;

@@ -12,6 +12,8 @@
 
 mod ask;
 mod model;
+mod seen;
+mod setup;
 mod world;
 
 use std::ops::Range;
@@ -20,7 +22,8 @@ use std::sync::Mutex;
 use crate::doubles::dice::for_seeds_on_all_cores;
 use crate::split::BounceReason;
 
-use self::world::{Seen, Stage, World};
+use self::seen::Seen;
+use self::world::{Stage, World};
 
 /// How many seeds `cargo test` runs: a few seconds' worth.
 const SEEDS: u64 = 10_000;

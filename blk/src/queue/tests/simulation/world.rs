@@ -12,10 +12,12 @@ use crate::doubles::dice::Dice;
 use crate::doubles::guest_ram::GuestRam;
 
 use super::super::flight::Flight;
-use super::super::scripted::{Disk, Faults, Knows, Scripted};
+use super::super::scripted::{Disk, Scripted};
 use super::super::*;
 use super::ask::{Ask, Asked};
-use super::model::{Content, Model};
+use super::model::Model;
+use super::seen::Seen;
+use super::setup::{least, misbehave, on_disk, random_config, random_limits};
 
 /// Sectors of the disk.
 pub(super) const SECTORS: usize = 256;
@@ -117,43 +119,6 @@ pub(super) struct World<'a> {
     chains: u64,
     /// What the simulation has come across.
     pub(super) seen: Seen,
-}
-
-/// Counts what a simulation has come across.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Seen {
-    pub(super) steps: u64,
-    pub(super) chains: u64,
-    pub(super) failed: u64,
-    pub(super) splits: u64,
-    pub(super) parked: u64,
-    pub(super) bounced: [u64; 6],
-    /// Queues that waited for another one's write.
-    pub(super) woken: u64,
-    /// Commands for which there was no memory.
-    pub(super) refused: u64,
-    /// Queues that were dropped with chains under way.
-    pub(super) dropped: u64,
-}
-
-impl Seen {
-    pub(super) fn add(&mut self, other: &Self) {
-        self.steps += other.steps;
-        self.chains += other.chains;
-        self.failed += other.failed;
-        self.splits += other.splits;
-        self.parked += other.parked;
-        self.bounced.iter_mut().zip(other.bounced).for_each(|(sum, count)| *sum += count);
-        self.woken += other.woken;
-        self.refused += other.refused;
-        self.dropped += other.dropped;
-    }
-
-    /// Whether it has come across everything at least once.
-    pub(super) fn is_complete(&self) -> bool {
-        let others = [self.failed, self.splits, self.parked, self.woken, self.refused, self.dropped];
-        self.bounced.iter().chain(&others).all(|count| *count > 0)
-    }
 }
 
 impl<'a> World<'a> {
@@ -425,62 +390,4 @@ impl Drop for World<'_> {
             eprintln!("{:?}\n{:?}\nafter {:?}", self.limits, self.config.memory, self.seen);
         }
     }
-}
-
-/// A disk of sectors with a stamp.
-fn on_disk(stamp: u64) -> Vec<u8> {
-    (0..SECTORS).flat_map(|sector| Content::Stamp(stamp).bytes(sector)).collect()
-}
-
-fn random_limits(dice: &mut Dice, secret: bool) -> QueueLimits {
-    let (logical_block_size, disk_block_size) =
-        dice.pick(&[(512, 4096), (512, 4096), (512, 4096), (512, 512), (4096, 4096), (4096, 512)]);
-    let dma_alignment: u32 = dice.pick(&[1, 4, 512, 512, 4096]);
-    let limits = QueueLimits {
-        logical_block_size,
-        disk_block_size,
-        dma_alignment,
-        length_alignment: dice.pick(&[dma_alignment.min(512), 512, disk_block_size]),
-        needs_pinning: secret && dice.chance(50),
-        stable_writes: dice.chance(15),
-        max_bytes: dice.pick(&[4096, 8192, 12288, 32768, 1 << 20]),
-        ..QueueLimits::default()
-    };
-    assert!(limits.are_sound(), "{limits:?}");
-    limits
-}
-
-/// The least memory of a queue with such a reserve.
-fn least(reserve: usize) -> usize {
-    reserve + RequestQueue::PAGES_TO_ACCEPT * PAGE_SIZE
-}
-
-/// Queues as they may be, with memory that is set aside for each, and no more than that or some.
-fn random_config(dice: &mut Dice, limits: QueueLimits, queues: usize) -> QueueConfig {
-    let reserve = QueueMemory::RESERVE_MIN + dice.pick(&[0, 0, 1, 5, 257]) * PAGE_SIZE;
-    let least = least(reserve);
-    let most = least + dice.pick(&[0, 0, 2, 40]) * PAGE_SIZE;
-    let budget = Budget::new("simulation's", queues * least + dice.size(0..queues) * (most - least));
-    QueueConfig {
-        device_id: b"a simulated disk".to_vec(),
-        lifetime: dice.chance(70).then_some([1, 0, 2, 0, 11, 0]),
-        secure_erase: dice.chance(70),
-        ignore_flush: dice.chance(10),
-        ignore_discard: dice.chance(10),
-        memory: QueueMemory { budget, reserve, most },
-        ..QueueConfig::new(dice.pick(&[1, 2, 4]), limits)
-    }
-}
-
-/// What the disk knows, and what goes wrong on it and how often.
-fn misbehave(disk: &mut Disk, dice: &mut Dice) {
-    let mut rate = |most| dice.pick(&[0, most]);
-    let faults = Faults { full: rate(40), short: rate(50), again: rate(20), io_error: 0, end: 0 };
-    let (io_error, end) = (rate(10), rate(3));
-    disk.faults = if dice.chance(50) { Faults { io_error, end, ..faults } } else { faults };
-    let mut knows = || dice.chance(60);
-    let (discard, zero, zero_unmap, secure_erase) = (knows(), knows(), knows(), knows());
-    disk.knows = Knows { discard, zero, zero_unmap, secure_erase };
-    disk.command_unit = dice.pick(&[512, 512, 4096, 16384]);
-    disk.room = dice.size(1..7);
 }
