@@ -41,7 +41,7 @@ use crate::PAGE_SIZE;
 use crate::gfp::Gfp;
 use crate::guest::{BadAddress, MemPin};
 use crate::kzalloc::{AllocError, Arena, KBox, Pages, kzalloc};
-use crate::slice::copy_once;
+use crate::slice::{copy_blocks, copy_once};
 
 /// One piece of memory: a `struct iovec`, to be handed to the kernel (Linux: `struct bio_vec`, which has a page and an
 /// offset where this has an address: all memory is mapped here).
@@ -297,9 +297,8 @@ impl SgList {
                 source = sources.next().expect("as many bytes as `count`");
             }
             let now = target.len().min(source.len());
-            // SAFETY: both pieces are mapped memory of at least `now` bytes, kept alive by their lists. They may
-            // overlap when a guest names one buffer twice, hence `copy` and not `copy_nonoverlapping`.
-            unsafe { std::ptr::copy(source.as_ptr(), target.as_ptr(), now) };
+            // SAFETY: both pieces are mapped memory of at least `now` bytes, kept alive by their lists.
+            unsafe { copy_blocks(source.as_ptr(), target.as_ptr(), now) };
             (target, source) = (target.skip(now), source.skip(now));
             left -= now;
         }

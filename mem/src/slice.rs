@@ -114,5 +114,24 @@ pub(crate) unsafe fn copy_once(source: *const u8, target: *mut u8, len: usize) {
     compiler_fence(Ordering::Acquire);
 }
 
+/// The most that is copied at once by [`copy_blocks`]. For more, C libraries use an instruction (`rep movsb`) that takes
+/// ten times as long when the target is a few bytes further in its page than the source is, as memory that has to
+/// be bounced often is: measured on an AMD EPYC, 4096 bytes in 1215 ns, and in blocks of 1024 in 99.
+const BLOCK: usize = 1024;
+
+/// Copies `len` bytes, like `memmove`: the two may overlap.
+///
+/// # Safety
+/// Both must be mapped memory of `len` bytes.
+pub(crate) unsafe fn copy_blocks(source: *const u8, target: *mut u8, len: usize) {
+    let overlap = source.addr().abs_diff(target.addr()) < len;
+    let block = if overlap { len } else { BLOCK };
+    for done in (0..len).step_by(block.max(1)) {
+        let now = block.min(len - done);
+        // SAFETY: `done + now <= len`, and the caller vouches for so many bytes. What overlaps is copied at once.
+        unsafe { std::ptr::copy(source.wrapping_add(done), target.wrapping_add(done), now) };
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -98,3 +98,18 @@ fn what_is_released_with_a_number_is_there_when_the_number_is() {
     }
     writer.join().expect("the writer is well");
 }
+
+#[test]
+fn copies_in_blocks_are_those_of_memmove() {
+    let bytes: Vec<u8> = (0..10_000_u32).flat_map(u32::to_le_bytes).collect();
+    for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 4096, 4999] {
+        for (from, to) in [(0, 5000), (5000, 1), (0, 1), (1, 0), (3000, 3000), (0, BLOCK), (BLOCK + 1, 0)] {
+            let (mut expected, mut copied) = (bytes.clone(), bytes.clone());
+            expected.copy_within(from..from + len, to);
+            let start = copied.as_mut_ptr();
+            // SAFETY: both ranges end within `copied`.
+            unsafe { copy_blocks(start.wrapping_add(from), start.wrapping_add(to), len) };
+            assert!(copied == expected, "{len} bytes from {from} to {to}");
+        }
+    }
+}
