@@ -56,6 +56,19 @@ pub enum DeviceError {
         /// What they need.
         least: usize,
     },
+    /// Too little memory is left for all queues to make progress.
+    #[error(
+        "a memory budget of {budget} bytes for all devices: {num_queues} queues need {least} more to make progress than \
+         those of the others, so raise it or use fewer queues"
+    )]
+    DaemonBudget {
+        /// The daemon's.
+        budget: usize,
+        /// How many queues the device has.
+        num_queues: u16,
+        /// What they need.
+        least: usize,
+    },
     /// Too long, or not printable.
     #[error("the serial number \"{serial}\": 1 to {ID_BYTES} printable ASCII characters are possible")]
     Serial {
@@ -74,6 +87,7 @@ pub struct Device {
     queue_size: u16,
     faults: Ratelimit,
     budget: Arc<Budget>,
+    queue_budgets: Vec<Arc<Budget>>,
 }
 
 impl Device {
@@ -90,7 +104,8 @@ impl Device {
         Self::within(disk, options, &Budget::new("daemon's memory", usize::MAX))
     }
 
-    /// A device of `disk` among others, whose memory is charged to `daemon` too.
+    /// A device of `disk` among others, whose memory is charged to `daemon` too. What its queues need for progress is set
+    /// aside here, for all of them: a queue that starts late, when the others are busy, finds it.
     ///
     /// # Errors
     /// [`DeviceError`] when an option is not possible.
@@ -111,7 +126,12 @@ impl Device {
         let id = id_of(serial).ok_or_else(|| DeviceError::Serial { serial: serial.to_owned() })?;
         let config = DiskConfig::new(&disk, num_queues, queue_size);
         let budget = Budget::within(daemon, "device's memory", budget);
-        Ok(Self { disk, config, id, num_queues, queue_size, faults: Ratelimit::default(), budget })
+        let queue_budgets = (0..num_queues)
+            .map(|_| Budget::with_min(&budget, "queue's memory", QueueMemory::LEAST, QueueMemory::MOST))
+            .collect::<Result<_, _>>()
+            .map_err(|_| DeviceError::DaemonBudget { budget: daemon.limit(), num_queues, least })?;
+        let faults = Ratelimit::default();
+        Ok(Self { disk, config, id, num_queues, queue_size, faults, budget, queue_budgets })
     }
 
     /// The protocol features to offer (vhost-user.rst).
@@ -133,10 +153,19 @@ impl Device {
         usize::from(num_queues) * QueueMemory::MOST
     }
 
-    /// What the memory of the device's queues is charged to.
+    /// What the memory of all of the device's queues is charged to.
     #[must_use]
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
+    }
+
+    /// What the memory of a queue is charged to. What it needs for progress is its own as long as the device lives.
+    ///
+    /// # Panics
+    /// When there is no such queue.
+    #[must_use]
+    pub fn queue_budget(&self, index: u16) -> &Arc<Budget> {
+        &self.queue_budgets[usize::from(index)]
     }
 
     /// The disk.

@@ -335,6 +335,7 @@ impl Rings {
         }
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
+            index: u16::try_from(index).expect("a ring that there is"),
             kick: Arc::clone(kick),
             call: ring.call.clone(),
             err: ring.err.clone(),

@@ -29,8 +29,10 @@ use crate::vring::{RingFault, RingSetup, SetupError, Vring};
 /// All that it takes to serve a ring.
 #[derive(Debug)]
 pub struct ServiceSetup {
-    /// Which ring, for the log.
+    /// The connection and the ring, for the log.
     pub name: String,
+    /// Which of the device's queues.
+    pub index: u16,
     /// Where the ring is and where to begin.
     pub ring: RingSetup,
     /// The guest's memory.
@@ -92,7 +94,7 @@ impl Service {
         let depth = vring.size().max(2);
         let device = setup.device;
         let engine = device.disk().engine(RequestQueue::tags(depth), ring).map_err(StartError::Host)?;
-        let config = queue_config(&device, depth, wake);
+        let config = queue_config(&device, setup.index, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
         Ok(Self {
@@ -245,7 +247,7 @@ impl Service {
     }
 }
 
-fn queue_config(device: &Device, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
+fn queue_config(device: &Device, index: u16, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
     let disk = device.disk();
     QueueConfig {
         device_id: device.id().to_vec(),
@@ -253,7 +255,7 @@ fn queue_config(device: &Device, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig
         secure_erase: disk.has_secure_erase(),
         ignore_flush: disk.cache() == Cache::Unsafe,
         ignore_discard: disk.discard() == Discard::Ignore,
-        memory: QueueMemory::of(Arc::clone(device.budget())),
+        memory: QueueMemory::of(Arc::clone(device.queue_budget(index))),
         overlaps: Some((Arc::clone(disk.overlaps()), wake)),
         ..QueueConfig::new(depth, device.config().limits())
     }

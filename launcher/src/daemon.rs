@@ -19,7 +19,7 @@ use sluice_blk::disk::{Disk, DiskOptions};
 use sluice_blk::queue::QueueMemory;
 use sluice_mem::budget::Budget;
 
-use crate::disk_args::QUEUE_SIZE_DEFAULT;
+use crate::disk_args::{DiskArgs, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk};
 use crate::signals::{StopSignals, Wake};
@@ -53,9 +53,8 @@ impl Daemon {
     /// Serves a plan, or nothing of it.
     pub(crate) fn start(plan: &Plan) -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let budget = daemon_budget(plan);
+        let budget = daemon_budget(plan, cpus)?;
         let opened = each(&plan.disks, |planned| prepare(planned, cpus, &budget))?;
-        check_budget(&budget, &opened.iter().map(|(device, _)| device).collect::<Vec<_>>())?;
         // Dropped in reverse, if one cannot be bound: the files first.
         let mut sockets = Vec::new();
         let mut files = Vec::new();
@@ -160,7 +159,7 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
         ..DiskOptions::new(planned.file.clone())
     })?;
     let device_options = DeviceOptions {
-        num_queues: options.num_queues.unwrap_or_else(|| default_queues(cpus)),
+        num_queues: queues(options, cpus),
         queue_size: options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT),
         serial: options.serial.clone(),
         memory_budget: options.memory_budget,
@@ -168,27 +167,25 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
     Ok(Device::within(disk, &device_options, budget)?)
 }
 
-fn default_queues(cpus: usize) -> u16 {
-    u16::try_from(cpus).unwrap_or(Device::QUEUES_MAX).clamp(1, Device::QUEUES_MAX)
+/// How many queues a disk has: one per CPU if nobody says.
+fn queues(options: &DiskArgs, cpus: usize) -> u16 {
+    let default = || u16::try_from(cpus).unwrap_or(Device::QUEUES_MAX).clamp(1, Device::QUEUES_MAX);
+    options.num_queues.unwrap_or_else(default)
 }
 
-/// The memory for the I/O of all disks: without a bound of its own, as much as they may use together.
-fn daemon_budget(plan: &Plan) -> Arc<Budget> {
-    Budget::new("daemon's memory", plan.memory_budget.unwrap_or(usize::MAX))
-}
-
-/// Whether the daemon's memory is enough for all queues of all disks to make progress.
-fn check_budget(budget: &Budget, devices: &[&Device]) -> Result<(), StartError> {
-    let queues: usize = devices.iter().map(|device| usize::from(device.num_queues())).sum();
+/// The memory for the I/O of all disks: without a bound of its own, as much as they may use together; else enough for
+/// all queues of all disks to make progress.
+fn daemon_budget(plan: &Plan, cpus: usize) -> Result<Arc<Budget>, StartError> {
+    let queues: usize = plan.disks.iter().map(|planned| usize::from(queues(&planned.options, cpus))).sum();
     let least = queues * QueueMemory::LEAST;
-    if budget.limit() >= least {
-        return Ok(());
+    let limit = plan.memory_budget.unwrap_or(usize::MAX);
+    if limit < least {
+        return Err(StartError(vec![format!(
+            "memory-budget = {limit}: {queues} queues need at least {least} bytes to make progress, so raise it or use \
+             fewer queues"
+        )]));
     }
-    Err(StartError(vec![format!(
-        "memory-budget = {}: {queues} queues need at least {least} bytes to make progress, so raise it or use fewer \
-         queues",
-        budget.limit()
-    )]))
+    Ok(Budget::new("daemon's memory", limit))
 }
 
 fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {

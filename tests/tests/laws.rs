@@ -173,6 +173,19 @@ fn every_unsafe_block_says_why_it_is_sound() {
 }
 
 #[test]
+fn no_queue_thread_makes_itself_a_permission_to_wait() {
+    let mut broken = Vec::new();
+    for (name, text) in sources() {
+        let on_the_path = name.starts_with("blk/src/") || name.starts_with("backend/src/");
+        let is_test = name.contains("/tests");
+        if on_the_path && !is_test && text.contains("MayWait::on_control_thread") {
+            broken.push(name);
+        }
+    }
+    assert_none(&broken, "code that runs on queue threads makes no `MayWait`");
+}
+
+#[test]
 fn no_name_is_empty() {
     let mut broken = Vec::new();
     for (name, text) in sources() {

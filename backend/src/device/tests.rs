@@ -1,5 +1,9 @@
 //! Devices that can be, and those that cannot.
 
+use sluice_mem::PAGE_SIZE;
+use sluice_mem::budget::Charge;
+use sluice_mem::gfp::Gfp;
+
 use super::*;
 use crate::doubles::disk::TestDisk;
 
@@ -59,6 +63,35 @@ fn a_budget_is_enough_for_all_queues_or_refused() {
     assert_eq!(device(3, Some(least)).expect("possible").budget().limit(), least);
     let error = device(3, Some(least - 1)).expect_err("too little");
     assert_eq!(error, DeviceError::MemoryBudget { budget: least - 1, num_queues: 3, least });
+}
+
+/// Charges to a budget, a page at a time, until it is used up; says how much that was.
+fn use_up(budget: &Arc<Budget>) -> (Charge, usize) {
+    let mut charge = budget.charge(0, Gfp::NOWAIT).expect("nothing is asked for");
+    while charge.grow(PAGE_SIZE, Gfp::NOWAIT).is_ok() {}
+    let bytes = charge.bytes();
+    (charge, bytes)
+}
+
+#[test]
+fn what_a_queue_needs_for_progress_is_there_however_much_the_others_use() {
+    let daemon = Budget::new("daemon's memory", 4 * QueueMemory::LEAST + 10 * PAGE_SIZE);
+    let disk = TestDisk::new(64);
+    let device = |memory_budget| {
+        Device::within(disk.open(), &DeviceOptions { num_queues: 2, memory_budget, ..options() }, &daemon)
+    };
+    let first = device(None).expect("possible");
+    let second = device(Some(2 * QueueMemory::LEAST)).expect("possible");
+    let (_busy, used) = use_up(first.queue_budget(0));
+    assert_eq!(used, QueueMemory::LEAST + 10 * PAGE_SIZE, "all that nobody needs");
+    for queue in [first.queue_budget(1), second.queue_budget(0), second.queue_budget(1)] {
+        assert_eq!(use_up(queue).1, QueueMemory::LEAST);
+    }
+    let error = device(None).expect_err("none is left");
+    let (budget, least) = (daemon.limit(), 2 * QueueMemory::LEAST);
+    assert_eq!(error, DeviceError::DaemonBudget { budget, num_queues: 2, least });
+    drop(second);
+    assert!(device(None).is_ok(), "a device that is gone needs nothing");
 }
 
 #[test]

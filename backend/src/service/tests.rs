@@ -18,6 +18,7 @@ fn start(size: u16) -> (Service, Driver, TestDisk) {
     let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
     let setup = ServiceSetup {
         name: "test".to_owned(),
+        index: 0,
         ring: RingSetup { size, desc, avail, used, next_avail: 0, event_idx: false, indirect: true },
         memory: Arc::clone(ram.memory()),
         device: disk.device(1),

@@ -36,8 +36,8 @@ impl Bench {
         let place = |ring: u16| 0x10_0000 + u64::from(ring) * Driver::BYTES as u64;
         let ram = Arc::new(GuestRam::flat(place(0)..place(rings)));
         let drivers: Vec<_> = (0..rings).map(|ring| Driver::new(&ram, place(ring), 16)).collect();
-        let serve = |driver: &Driver| workers.serve(setup(driver, &device)).expect("a good ring");
-        let served = drivers.iter().map(serve).collect();
+        let serve = |(index, driver)| workers.serve(setup(driver, &device, index)).expect("a good ring");
+        let served = (0..rings).zip(&drivers).map(serve).collect();
         Self { workers, disk, drivers, served }
     }
 
@@ -51,10 +51,11 @@ fn share(file: &File) -> Arc<File> {
     Arc::new(file.try_clone().expect("an fd is free"))
 }
 
-fn setup(driver: &Driver, device: &Arc<crate::device::Device>) -> ServiceSetup {
+fn setup(driver: &Driver, device: &Arc<crate::device::Device>, index: u16) -> ServiceSetup {
     let [desc, avail, used] = driver.parts();
     ServiceSetup {
         name: "test".to_owned(),
+        index,
         ring: RingSetup {
             size: driver.size,
             desc,
@@ -123,7 +124,7 @@ fn a_driver_that_kicks_only_when_it_is_asked_to_is_not_forgotten() {
         let mut bench = Bench::new(kind, 1);
         assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
         let driver = &mut bench.drivers[0];
-        let mut setup = setup(driver, &bench.disk.device(1));
+        let mut setup = setup(driver, &bench.disk.device(1), 0);
         setup.ring.event_idx = event_idx;
         let served = bench.workers.serve(setup).expect("a good ring");
         let (mut free, mut kicks, rounds) = (vec![0, 1, 2, 3, 4], 0_u32, 4000);
@@ -170,7 +171,7 @@ fn what_is_available_before_the_start_is_served_without_a_kick() {
         let device = bench.disk.device(1);
         assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
         let driver = &mut bench.drivers[0];
-        let setup = setup(driver, &device);
+        let setup = setup(driver, &device, 0);
         driver.offer(0, 0, 0);
         let served = bench.workers.serve(setup).expect("a good ring");
         assert_eq!(driver.done(), (0, 0, 513));
@@ -184,7 +185,7 @@ fn the_engine_on_io_uring_needs_a_thread_that_has_one() {
     let workers = Workers::start_on(1, Reactor::epoll).expect("a thread");
     let ram = Arc::new(GuestRam::flat(0x1_0000..0x2_0000));
     let driver = Driver::new(&ram, 0x1_0000, 16);
-    let refused = workers.serve(setup(&driver, &disk.device(1)));
+    let refused = workers.serve(setup(&driver, &disk.device(1), 0));
     assert!(matches!(refused, Err(StartError::Host(_))));
 }
 
