@@ -6,8 +6,9 @@
 //! the pages of `drivers/block/brd.c`.)
 //!
 //! The kernel is asked for the memory in advance (no `MAP_NORESERVE`): where it can see at once that there is not so much,
-//! it says so here, and not by killing the process when a guest has filled its disk. It is advised to use huge pages: a
-//! random access then misses the TLB once, not twice, and faults come one for 2 MiB.
+//! it says so here, and not by killing the process when a guest has filled its disk. It is advised to use huge pages:
+//! random reads of 4 KiB from 1 GiB take 0.84 us of the CPU with them and 1.11 without (`sluice bench --only
+//! null-and-ram-polling`, and the same with `PR_SET_THP_DISABLE`).
 //!
 //! ```
 //! use sluice_mem::{anon::AnonMem, gfp::Gfp, kzalloc::Arena, sglist::SgList};

@@ -14,10 +14,13 @@ use super::client::{Client, Target};
 use super::contender::{BYTES_WITHOUT_FILE, Contender, Service};
 use super::media::Media;
 use super::process::{self, Ended, Process};
-use super::workload::{Medium, Workload};
+use super::statistics::Latencies;
+use super::workload::{Medium, Op, Order, Workload};
 
 /// How long it may take to connect and to start a backend's rings. Longer than the client waits for a socket.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long a disk is written before it is asked whether that was all of it.
+const FILL_TIME: Duration = Duration::from_millis(20);
 /// sluice's exit code for options that it does not know.
 const WRONG_USAGE: i32 = 2;
 
@@ -72,14 +75,32 @@ impl Ground {
         let started = Process::start(command, &scratch.with_extension("log"), self.cpus.as_deref());
         let mut process = started.context("cannot start it").map_err(failed)?;
         let target = Target::Sockets(&sockets);
-        let (client, was_stuck) =
-            unless_stuck(process.id(), || Client::connect(&target, workload, bytes, || Ok(process.check()?)));
+        let (client, was_stuck) = unless_stuck(process.id(), || {
+            let mut check = || Ok(process.check()?);
+            if workload.medium == Medium::Ram && workload.op != Op::Write {
+                fill(&target, bytes, &mut check)?;
+            }
+            Client::connect(&target, workload, bytes, check)
+        });
         match client {
             Ok(client) => Ok(Running { client, process: Some(process), sockets }),
             Err(_) if was_stuck => Err(Failure::Failed("it does not answer".into())),
             Err(why) => Err(not_started(contender, workload, &why)),
         }
     }
+}
+
+/// Writes a disk in memory once: memory that nobody has written is one and the same page of zeroes, and always in the
+/// CPU's cache.
+fn fill(target: &Target<'_>, bytes: u64, check: &mut impl FnMut() -> Result<()>) -> Result<()> {
+    let all =
+        Workload { order: Order::Sequential, block: 128 << 10, ..Workload::new(Medium::Ram, Op::Write, 8) };
+    let mut client = Client::connect(target, &all, bytes, check)?;
+    let mut written = Latencies::new();
+    while written.count() * u64::from(all.block) < bytes {
+        client.run(FILL_TIME, &mut written)?;
+    }
+    Ok(())
 }
 
 /// Does what waits for a backend without an end, and ends the backend when it takes too long. Says whether it did.

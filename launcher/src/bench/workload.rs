@@ -100,9 +100,9 @@ impl Workload {
         (3 * self.depth).next_power_of_two().max(256)
     }
 
-    /// Whether what is read can be told by the stamps in the file.
+    /// Whether what is read can be told by the stamps on the disk.
     pub(super) fn reads_stamps(&self) -> bool {
-        self.op != Op::Write && !matches!(self.medium, Medium::Null | Medium::Ram)
+        self.op != Op::Write && self.medium != Medium::Null
     }
 
     /// Whether it leaves much behind that has yet to get to a disk.
