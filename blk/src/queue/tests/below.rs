@@ -1,13 +1,17 @@
-//! What is below the queue of a random test: the scripted disk, or a file through a real engine.
+//! What is below the queue of a random test: the scripted disk, or a file or memory through a real engine.
 
 use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
+use sluice_mem::PAGE_SIZE;
+use sluice_mem::anon::AnonMem;
+use sluice_mem::sglist::SgList;
 use tempfile::NamedTempFile;
 
 use crate::disk::{Cache, Disk as RealDisk, DiskOptions, EngineKind};
 use crate::doubles::dice::Dice;
+use crate::engine::ram::RamEngine;
 use crate::engine::ring::Ring;
 use crate::request::Command;
 
@@ -17,6 +21,7 @@ use super::*;
 pub(super) enum Below {
     Scripted(Rc<RefCell<Disk>>),
     File(NamedTempFile, Option<Ring>),
+    Memory(Arc<AnonMem>),
 }
 
 impl Below {
@@ -75,6 +80,22 @@ impl Below {
         (Self::File(file, ring), limits, engine)
     }
 
+    /// Memory with `model` in it, its limits, and an engine on it.
+    pub(super) fn memory(dice: &mut Dice, model: &[u8]) -> (Self, QueueLimits, Box<dyn Engine>) {
+        let memory = Arc::new(AnonMem::new(model.len() as u64).expect("some memory"));
+        for (at, bytes) in (0..).step_by(PAGE_SIZE).zip(model.chunks(PAGE_SIZE)) {
+            let list = page();
+            list.write(bytes);
+            memory.write(at, &list);
+        }
+        let logical_block_size = dice.pick(&[512, 4096]);
+        let disk_block_size = dice.pick(&[512, 4096]);
+        let max_bytes = random_bytes_max(dice);
+        let limits = QueueLimits { logical_block_size, disk_block_size, max_bytes, ..QueueLimits::default() };
+        let engine = RamEngine::new(Arc::clone(&memory), RequestQueue::tags(1));
+        (Self::Memory(memory), limits, Box::new(engine))
+    }
+
     /// Begins a chain that the queue calls by a number. Returns how many changes there were before.
     pub(super) fn begin(&self, chain: u32) -> u64 {
         let Self::Scripted(disk) = self else { return 0 };
@@ -102,6 +123,15 @@ impl Below {
                 file.as_file().read_exact_at(&mut bytes, offset).expect("as long as it was");
                 bytes
             }
+            Self::Memory(memory) => {
+                let mut bytes = vec![0; len];
+                for (at, bytes) in (offset..).step_by(PAGE_SIZE).zip(bytes.chunks_mut(PAGE_SIZE)) {
+                    let list = page();
+                    memory.read(at, &list);
+                    list.read(bytes);
+                }
+                bytes
+            }
         }
     }
 
@@ -119,9 +149,14 @@ impl Below {
     pub(super) fn commands(&self) -> Vec<Command> {
         match self {
             Self::Scripted(disk) => disk.borrow().log.iter().map(|(command, _, _)| *command).collect(),
-            Self::File(..) => Vec::new(),
+            Self::File(..) | Self::Memory(_) => Vec::new(),
         }
     }
+}
+
+fn page() -> SgList {
+    let arena = Arena::new(PAGE_SIZE, 0).expect("address space");
+    SgList::alloc(&arena, PAGE_SIZE, Gfp::NOWAIT).expect("a page")
 }
 
 fn random_bytes_max(dice: &mut Dice) -> u32 {

@@ -59,6 +59,9 @@ fn chains_do_what_the_model_says_on_real_engines() {
                 let below = Below::file(&mut dice, &model, engine);
                 Driver::new(Dice::new(dice.roll()), model, below, false).run();
             }
+            let model = dice.bytes(SECTORS * 512);
+            let below = Below::memory(&mut dice, &model);
+            Driver::new(Dice::new(dice.roll()), model, below, false).run();
         });
     });
 }
