@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use sluice_blk::bio::{BioChain, Op};
-use sluice_blk::disk::{Cache, Disk, DiskOptions, EngineKind};
+use sluice_blk::disk::{Cache, Disk, DiskOptions, EngineKind, Medium};
 use sluice_blk::engine::ring::Ring;
 use sluice_blk::limits::QueueLimits;
 use sluice_blk::overlap::Wake;
@@ -72,9 +72,9 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(engine: EngineKind, file: &tempfile::NamedTempFile) -> Self {
-        let options = DiskOptions { engine, cache: Some(Cache::Writeback), ..DiskOptions::new(file.path()) };
-        let disk = Disk::open(&options).expect("a good file");
+    fn new(medium: Medium, engine: EngineKind) -> Self {
+        let options = DiskOptions { engine, cache: Some(Cache::Writeback), ..DiskOptions::on(medium) };
+        let disk = Disk::open(&options).expect("a good disk");
         // As direct I/O on large blocks has it, on any file.
         let limits = QueueLimits {
             disk_block_size: 4096,
@@ -210,17 +210,24 @@ fn memory() -> MemPin {
 
 #[test]
 fn the_data_path_allocates_nothing_after_its_start() {
-    for engine in EngineKind::ALL {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let (bytes, on_file) = (DISK_BYTES, Medium::File(file.path().into()));
+    for (medium, engine) in [
+        (on_file.clone(), EngineKind::Uring),
+        (on_file, EngineKind::Sync),
+        (Medium::Ram { bytes }, EngineKind::Sync),
+        (Medium::Null { bytes }, EngineKind::Sync),
+    ] {
         file.as_file().write_all_at(&vec![1; 8 << 20], 0).expect("there is room");
-        let mut rig = Rig::new(engine, &file);
+        let name = format!("{medium}, {engine}");
+        let mut rig = Rig::new(medium, engine);
         // The disk is found out not to know a command once, and that is logged.
         rig.everything();
         let before = ALLOCATIONS.get();
         for _ in 0..3 {
             rig.everything();
         }
-        assert_eq!(ALLOCATIONS.get() - before, 0, "{engine}");
+        assert_eq!(ALLOCATIONS.get() - before, 0, "{name}");
         let stats = rig.queues[0].stats();
         for (name, counter) in [
             ("misaligned", &stats.bounced_misaligned),
