@@ -232,10 +232,16 @@ impl Vring {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Whether the driver has used elements to be shown.
+    #[must_use]
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
     /// Shows the driver all used elements. Returns whether it wants to be called.
     #[must_use]
     pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
+        if !self.has_unpublished() {
             return false;
         }
         let before = std::mem::replace(&mut self.published, self.next_used);
@@ -252,6 +258,12 @@ impl Vring {
         self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
     }
 
+    /// Whether the driver has made something available that was not taken.
+    #[must_use]
+    pub fn has_heads(&self) -> bool {
+        self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed) != self.next_avail
+    }
+
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
     /// already: then no kick will come for it.
     pub fn enable_kick(&mut self) -> bool {
@@ -263,7 +275,7 @@ impl Vring {
         }
         // The wish has to be visible before the index is read, or a kick is missed.
         fence(Ordering::SeqCst);
-        self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed) != self.next_avail
+        self.has_heads()
     }
 
     /// Asks the driver not to kick. With event indices that is so by itself once the index passed the event.
