@@ -3,6 +3,9 @@
 //! The engine keeps each request in a slot, by its tag, from submission to completion; entries point into the slot's
 //! request, which does not move meanwhile. Unless the ring is full nothing is submitted here: the thread enters the
 //! kernel once per batch for all of its queues.
+//!
+//! Where a file is in memory, reads and writes are done at once: its file systems do not say that they need not wait
+//! (`RWF_NOWAIT`), so that the ring would hand each over to a thread of the kernel.
 #![expect(unsafe_code, reason = "hands guest memory to the kernel through the ring")]
 
 use std::io;
@@ -26,7 +29,7 @@ pub struct UringEngine {
     // Dropped first: waits for what is in flight, which points into the slots.
     client: Client,
     slots: Vec<Option<Request>>,
-    /// What the ring has no entry for, and so was done at once.
+    /// What was done at once.
     done: Vec<(Request, IoResult)>,
     backing: Arc<Backing>,
 }
@@ -44,10 +47,21 @@ impl UringEngine {
     }
 }
 
+impl UringEngine {
+    fn is_done_at_once(&self, command: Command) -> bool {
+        match command {
+            Command::Read | Command::Write { .. } => self.backing.is_in_memory,
+            // The ring has no entry for it. It takes as long as it takes, and the ring's other queues wait; it is rare and
+            // somebody wants it.
+            Command::SecureErase => true,
+            Command::Sync | Command::Discard | Command::Zero { .. } => false,
+        }
+    }
+}
+
 impl Engine for UringEngine {
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
-        if request.command() == Command::SecureErase {
-            // It takes as long as it takes, and the ring's other queues wait; it is rare and somebody wants it.
+        if self.is_done_at_once(request.command()) {
             let result = execute(&self.backing, &request);
             self.done.push((request, result));
             return Ok(());

@@ -11,7 +11,7 @@ use crate::engine::ring::Ring;
 use crate::request::Command;
 use crate::sector::Sector;
 
-use super::rig::{FILE_BYTES, Rig};
+use super::rig::{FILE_BYTES, Kind, Rig};
 
 /// Calls `test` with each engine, and each way through the caches, on a loop device over the rig's file.
 fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
@@ -19,7 +19,8 @@ fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
         .into_iter()
         .flat_map(|engine| [Cache::None, Cache::Writeback].map(|cache| (engine, cache)))
     {
-        let mut rig = Rig::new(false, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
+        let mut rig =
+            Rig::new(Kind::Cached, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
         let Some(device) = LoopDevice::over(rig.file.path(), 512) else { return };
         let options =
             DiskOptions { read_only: false, cache: Some(cache), engine, ..DiskOptions::new(device.path()) };
