@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::disk_args::{DiskArgs, DiskSpec};
+use crate::worker_args::WorkerArgs;
 
 /// What somebody who called the program must mend; all of it at once.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<PlannedDisk>,
     /// The most memory for the I/O of all disks together, in bytes. `None`: what they may use each.
     pub(crate) memory_budget: Option<usize>,
+    /// The threads that serve them.
+    pub(crate) workers: WorkerArgs,
 }
 
 impl Origin {
@@ -97,7 +100,11 @@ impl Plan {
                 "no disk is described: give --disk or a configuration file with [[disk]] tables".into(),
             );
         }
-        if errors.is_empty() { Ok(Self { disks, memory_budget: None }) } else { Err(UsageError(errors)) }
+        if errors.is_empty() {
+            Ok(Self { disks, memory_budget: None, workers: WorkerArgs::default() })
+        } else {
+            Err(UsageError(errors))
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::daemon::Daemon;
 use crate::disk_args::DiskArgs;
 use crate::plan::{Plan, PlannedDisk, UsageError};
 use crate::signals::StopSignals;
+use crate::worker_args::WorkerArgs;
 
 mod accel;
 mod args;
@@ -80,6 +81,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     let daemon = Daemon::start(&Plan {
         disks: vec![PlannedDisk::on_socket(socket, file, options)],
         memory_budget: None,
+        workers: WorkerArgs::default(),
     })?;
     let ending = vm::run(&command_line, &signals);
     daemon.stop();
