@@ -3,16 +3,17 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO_TARGET_DIR ?= target
 
-.PHONY: help build demo test lint bench doc install
+.PHONY: help build demo test lint bench microbench doc install
 
 help:
-	@echo 'make build    build sluice (target/release/sluice)'
-	@echo 'make demo     install what is missing, build, boot a Linux guest on a disk, run fio in it: a table at the end'
-	@echo 'make test     every check of the project, unattended'
-	@echo 'make lint     format and lints only'
-	@echo 'make bench    measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
-	@echo 'make doc      the documentation of the crates, in target/doc'
-	@echo 'make install  install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
+	@echo 'make build       build sluice (target/release/sluice)'
+	@echo 'make demo        install what is missing, build, boot a Linux guest on a disk, run fio in it: a table at the end'
+	@echo 'make test        every check of the project, unattended'
+	@echo 'make lint        format and lints only'
+	@echo 'make bench       measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
+	@echo 'make microbench  how long a request takes without any I/O, in nanoseconds and in instructions'
+	@echo 'make doc         the documentation of the crates, in target/doc'
+	@echo 'make install     install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
 
 build:
 	cargo build --release --locked -p sluice-launcher
@@ -28,6 +29,10 @@ lint:
 
 bench:
 	scripts/bench.sh $(BENCH)
+
+microbench:
+	cargo bench --locked -p sluice-backend
+	scripts/instructions.sh
 
 doc:
 	cargo doc --locked --workspace --no-deps

@@ -4,6 +4,7 @@
 #   scripts/setup.sh build           what cargo needs to build the workspace: a C compiler and linker, make, pkg-config
 #   scripts/setup.sh guest           what guests need to be built and booted: QEMU, its tools, archivers
 #   scripts/setup.sh bench           what the benchmark needs: QEMU's storage daemon, to compare with, and losetup
+#   scripts/setup.sh count           what counting instructions needs: valgrind
 #   scripts/setup.sh --check GROUP   installs nothing; fails, and says what is missing, when something is
 #
 # Silent, and done in a few milliseconds, when nothing is missing. Works as root or through sudo. The machine's package
@@ -19,6 +20,7 @@ build_needs=(cc=gcc ld=binutils /usr/include/stdlib.h=libc6-dev make=make pkg-co
 guest_needs=(qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils qemu-storage-daemon=qemu-utils
   cpio=cpio zstd=zstd lz4=lz4 xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
 bench_needs=(qemu-storage-daemon=qemu-utils /usr/sbin/losetup=mount)
+count_needs=(valgrind=valgrind)
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -88,12 +90,12 @@ check_only=no
 groups=()
 for argument in "$@"; do
   case $argument in
-    build | guest | bench) groups+=("$argument") ;;
+    build | guest | bench | count) groups+=("$argument") ;;
     --check) check_only=yes ;;
-    *) die "unknown group '$argument': use build, guest, bench, or several (and --check)" ;;
+    *) die "unknown group '$argument': use build, guest, bench, count, or several (and --check)" ;;
   esac
 done
-[[ ${#groups[@]} -gt 0 ]] || die "name a group: build, guest, bench, or several"
+[[ ${#groups[@]} -gt 0 ]] || die "name a group: build, guest, bench, count, or several"
 
 needs=()
 for group in "${groups[@]}"; do
@@ -101,6 +103,7 @@ for group in "${groups[@]}"; do
     build) needs+=("${build_needs[@]}") ;;
     guest) needs+=("${guest_needs[@]}") ;;
     bench) needs+=("${bench_needs[@]}") ;;
+    count) needs+=("${count_needs[@]}") ;;
   esac
 done
 mapfile -t missing < <(unmet "${needs[@]}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test`: every check of the project, unattended, from a fresh clone. Stops at the first stage that fails.
 #
-# With the name of a stage as argument (lint, unit, simulation, conformance, guests) only that one runs.
+# With the name of a stage as argument (lint, unit, instructions, simulation, conformance, guests) only that one runs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 only=${1:-all}
@@ -27,13 +27,15 @@ suites() {
 }
 
 [[ $only == lint ]] || scripts/setup.sh build
-[[ $only == lint || $only == unit || $only == simulation ]] || scripts/setup.sh guest
+[[ $only != all && $only != instructions ]] || scripts/setup.sh count
+[[ $only == lint || $only == unit || $only == instructions || $only == simulation ]] || scripts/setup.sh guest
 
 stage 'format' lint cargo fmt --all --check
 stage 'lints: warnings are errors' lint cargo clippy --locked --workspace --all-targets -- -D warnings
 stage 'documentation: warnings are errors' lint env RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 stage 'unit and property tests' unit cargo test --locked "${crates[@]}"
 stage 'the project checks itself: layers, unsafe, names' unit cargo test --locked -p sluice-tests --lib --test laws
+stage 'instructions for a request: not 5 % more than accepted' instructions scripts/instructions.sh
 stage 'simulation: 200,000 seeds of queues on one disk' simulation \
   env SLUICE_SEEDS=200000 cargo test --locked --release -p sluice-blk --lib simulation
 stage 'conformance: the daemon, the adapter and the reference device; libblkio' conformance suites conformance blkio

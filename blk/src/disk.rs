@@ -1,4 +1,5 @@
-//! An opened disk: a file or block device, its capacity, identity and limits (Linux: `struct gendisk`).
+//! An opened disk: a file or block device, its capacity, identity and limits (Linux: `struct gendisk`). Or memory, or
+//! nothing at all.
 //!
 //! Opening finds out everything once: how the file takes direct I/O (statx's `STATX_DIOALIGN`), the block sizes, who
 //! the disk is. After that a disk does not change; each queue gets an [`Engine`] of its own on it.
@@ -26,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod fileless;
 mod identity;
 mod lifetime;
 mod open;
@@ -37,7 +39,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use sluice_mem::anon::AnonMem;
+
+pub use self::identity::serial_of;
 pub use self::open::DiskError;
+use crate::engine::null::NullEngine;
+use crate::engine::ram::RamEngine;
 use crate::engine::ring::Ring;
 use crate::engine::sync::SyncEngine;
 use crate::engine::uring::UringEngine;
@@ -113,7 +120,42 @@ impl FromStr for Cache {
     }
 }
 
-/// Which engine moves the data.
+/// What a disk keeps its data in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Medium {
+    /// A file or block device.
+    File(PathBuf),
+    /// Memory of this process: kept as long as the disk is open.
+    Ram {
+        /// How many bytes the disk has: whole logical blocks.
+        bytes: u64,
+    },
+    /// Nothing: what is written is forgotten, and what is read is whatever was in the reader's memory. For measuring.
+    Null {
+        /// How many bytes the disk has: whole logical blocks.
+        bytes: u64,
+    },
+}
+
+impl Medium {
+    /// Whether it is a file or block device.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+}
+
+impl fmt::Display for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Ram { .. } => f.write_str("memory"),
+            Self::Null { .. } => f.write_str("nothing"),
+        }
+    }
+}
+
+/// Which engine moves the data of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
     /// io_uring.
@@ -153,13 +195,14 @@ impl FromStr for EngineKind {
 /// What a disk shall be.
 #[derive(Debug, Clone)]
 pub struct DiskOptions {
-    /// The file or block device.
-    pub path: PathBuf,
+    /// What keeps the data.
+    pub medium: Medium,
     /// Open it for reading only.
     pub read_only: bool,
-    /// How caches are used. `None`: direct I/O where the file takes it, else [`Cache::Writeback`].
+    /// How caches are used. `None`: direct I/O where the file takes it, else [`Cache::Writeback`]. Without a file there
+    /// is no cache; then this is what the guest is told.
     pub cache: Option<Cache>,
-    /// Which engine moves the data.
+    /// Which engine moves the data, if the medium is a file.
     pub engine: EngineKind,
     /// The logical block size that the guest sees: 512 or 4096. `None`: what the disk has. Smaller than what the disk
     /// has, parts of its blocks are read, changed and written.
@@ -178,8 +221,14 @@ impl DiskOptions {
     /// A disk at `path`, with all else as it is by default.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self::on(Medium::File(path.into()))
+    }
+
+    /// A disk on `medium`, with all else as it is by default.
+    #[must_use]
+    pub fn on(medium: Medium) -> Self {
         Self {
-            path: path.into(),
+            medium,
             read_only: false,
             cache: None,
             engine: EngineKind::default(),
@@ -233,8 +282,8 @@ impl FromStr for Discard {
 /// needed for it).
 #[derive(Debug)]
 pub struct Disk {
-    backing: Arc<Backing>,
-    path: PathBuf,
+    storage: Storage,
+    medium: Medium,
     capacity: Sector,
     limits: QueueLimits,
     cache: Cache,
@@ -249,19 +298,30 @@ pub struct Disk {
     overlaps: Arc<Overlaps>,
 }
 
+/// What the engines of a disk share.
+#[derive(Debug)]
+enum Storage {
+    File(Arc<Backing>),
+    Ram(Arc<AnonMem>),
+    Null,
+}
+
 impl Disk {
     /// Opens a disk and finds out what it can take.
     ///
     /// # Errors
     /// [`DiskError`], which names the path and what to do.
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
-        open::open(options)
+        match &options.medium {
+            Medium::File(path) => open::open(options, path),
+            Medium::Ram { bytes } | Medium::Null { bytes } => fileless::make(options, *bytes),
+        }
     }
 
-    /// The path it was opened by.
+    /// What it was opened on.
     #[must_use]
-    pub fn path(&self) -> &std::path::Path {
-        &self.path
+    pub fn medium(&self) -> &Medium {
+        &self.medium
     }
 
     /// How many sectors it has.
@@ -288,13 +348,14 @@ impl Disk {
         self.read_only
     }
 
-    /// Which engine moves its data.
+    /// Which engine moves its data, if that is in a file.
     #[must_use]
     pub fn engine_kind(&self) -> EngineKind {
         self.engine
     }
 
-    /// Who it is: at most 20 bytes of ASCII, derived from the file's path, different for different files.
+    /// Who it is: at most 20 bytes of ASCII, derived from the file's path, different for different files. Disks without
+    /// one are all alike.
     #[must_use]
     pub fn serial(&self) -> &str {
         &self.identity
@@ -337,7 +398,11 @@ impl Disk {
     /// # Errors
     /// When the disk wants io_uring and the thread has no ring, or the ring no room.
     pub fn engine(&self, depth: u16, ring: Option<&Ring>) -> io::Result<Box<dyn Engine>> {
-        let backing = Arc::clone(&self.backing);
+        let backing = match &self.storage {
+            Storage::File(backing) => Arc::clone(backing),
+            Storage::Ram(memory) => return Ok(Box::new(RamEngine::new(Arc::clone(memory), depth))),
+            Storage::Null => return Ok(Box::new(NullEngine::new(depth))),
+        };
         match (self.engine, ring) {
             (EngineKind::Sync, _) => Ok(Box::new(SyncEngine::new(backing, depth))),
             (EngineKind::Uring, Some(ring)) => Ok(Box::new(UringEngine::new(backing, depth, ring)?)),

@@ -9,6 +9,8 @@
 //!
 //! The example of [`queue`](crate::queue) has an engine of twenty lines.
 
+pub mod null;
+pub mod ram;
 pub mod ring;
 pub mod signal;
 pub mod sync;

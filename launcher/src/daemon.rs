@@ -16,11 +16,11 @@ use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::reactor::Reactor;
 use sluice_backend::server::{Server, Socket};
 use sluice_backend::workers::Workers;
-use sluice_blk::disk::{Disk, DiskOptions};
+use sluice_blk::disk::{Disk, DiskOptions, EngineKind, serial_of};
 use sluice_blk::queue::QueueMemory;
 use sluice_mem::budget::Budget;
 
-use crate::disk_args::{DiskArgs, QUEUE_SIZE_DEFAULT};
+use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk};
 use crate::signals::{StopSignals, Wake};
@@ -140,7 +140,7 @@ fn prepare<'a>(
     cpus: usize,
     budget: &Arc<Budget>,
 ) -> Result<(Device, Place<'a>), Vec<String>> {
-    let device = open(planned, cpus, budget).map_err(|why| format!("{}: {why:#}", planned.about_file()));
+    let device = open(planned, cpus, budget).map_err(|why| format!("{}: {why:#}", planned.about_medium()));
     let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why:#}", planned.at_endpoint()));
     match (device, place) {
         (Ok(device), Ok(place)) => Ok((device, place)),
@@ -153,21 +153,29 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
     let disk = Disk::open(&DiskOptions {
         read_only: options.read_only,
         cache: options.cache,
-        engine: options.engine.unwrap_or_default(),
+        engine: match options.engine {
+            Some(EngineName::File(kind)) => kind,
+            _ => EngineKind::default(),
+        },
         logical_block_size: options.logical_block_size,
         discard: options.discard.unwrap_or_default(),
         write_zeroes: options.write_zeroes.unwrap_or(true),
         discard_granularity: options.discard_granularity,
         discard_alignment: options.discard_alignment,
-        ..DiskOptions::new(planned.file.clone())
+        ..DiskOptions::on(planned.medium.clone())
     })?;
     let device_options = DeviceOptions {
         num_queues: queues(options, cpus),
         queue_size: options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT),
-        serial: options.serial.clone(),
+        serial: options.serial.clone().or_else(|| serial_without_file(planned)),
         memory_budget: options.memory_budget,
     };
     Ok(Device::within(disk, &device_options, budget)?)
+}
+
+/// Who a disk without a file is: what its socket says, so that a guest can tell its disks from one another.
+fn serial_without_file(planned: &PlannedDisk) -> Option<String> {
+    (!planned.medium.is_file()).then(|| serial_of(Path::new(&planned.endpoint.identity().to_string())))
 }
 
 /// How many queues a disk has: one per CPU if nobody says.
@@ -216,6 +224,7 @@ fn make(place: Place<'_>) -> Result<(Socket, Option<SocketFile>)> {
 fn announce(planned: &PlannedDisk, device: &Device) {
     let disk = device.disk();
     let chosen = match planned.options.cache {
+        _ if !disk.medium().is_file() => "",
         None if disk.cache().is_direct() => " (the file takes direct I/O)",
         None => " (the file takes no direct I/O)",
         Some(_) => "",
@@ -224,11 +233,11 @@ fn announce(planned: &PlannedDisk, device: &Device) {
     log::info!(
         "{}: serving {}, {} bytes{}, cache {}{chosen}, engine {}, serial {}, queues {} of {}, memory for I/O up to {} MiB",
         planned.endpoint,
-        disk.path().display(),
+        disk.medium(),
         disk.capacity().0 << 9,
         if disk.is_read_only() { ", read-only" } else { "" },
         disk.cache(),
-        disk.engine_kind(),
+        planned.options.engine.unwrap_or_default(),
         serial.trim_end_matches('\0'),
         device.num_queues(),
         device.queue_size(),

@@ -9,10 +9,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use sluice_backend::device::{Device, ID_BYTES};
-use sluice_blk::disk::{Cache, Discard, EngineKind};
+use sluice_blk::disk::{Cache, Discard};
 
+mod engine;
 mod key;
 
+pub(crate) use engine::EngineName;
 pub(crate) use key::{Key, ValueKind};
 
 /// The elements of a queue where nobody says how many.
@@ -39,7 +41,7 @@ pub(crate) struct SocketArgs {
 /// What is served, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct DiskArgs {
-    /// The raw file or block device to serve (required)
+    /// The raw file or block device to serve (required, but with --engine=ram and --engine=null)
     #[arg(long, value_name = "PATH", help_heading = "Disk")]
     pub(crate) blk_file: Option<PathBuf>,
 
@@ -77,7 +79,8 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "N", value_parser = parse_queue_size, help_heading = "Disk")]
     pub(crate) queue_size: Option<u16>,
 
-    /// The serial number that the guest sees, at most 20 bytes [default: derived from the file]
+    /// The serial number that the guest sees, at most 20 bytes [default: derived from the file, without one from the
+    /// socket]
     #[arg(long, value_name = "TEXT", value_parser = parse_serial, help_heading = "Disk")]
     pub(crate) serial: Option<String>,
 
@@ -112,9 +115,17 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Disk")]
     pub(crate) memory_budget: Option<usize>,
 
-    /// How I/O is done: uring (asynchronous, io_uring) or sync (pread and pwrite) [default: uring]
+    /// How I/O is done: uring (asynchronous, io_uring), sync (pread and pwrite), ram or null [default: uring]
+    ///
+    /// The last two need no file, but --size. ram: a disk in the daemon's memory, empty at first and gone when the
+    /// daemon ends; what the guest discards is given back. null: for measuring only, nothing is kept, and a read
+    /// leaves the guest's memory as it is, so that programs in the guest may see what others had there.
     #[arg(long, value_name = "ENGINE", value_parser = parse_engine, help_heading = "Disk")]
-    pub(crate) engine: Option<EngineKind>,
+    pub(crate) engine: Option<EngineName>,
+
+    /// How large a disk without a file is, such as 1G: a multiple of its blocks
+    #[arg(long, value_name = "SIZE", value_parser = parse_size64, help_heading = "Disk")]
+    pub(crate) size: Option<u64>,
 }
 
 /// One disk as somebody described it: its socket and its options.
@@ -143,6 +154,7 @@ impl DiskArgs {
             write_zeroes,
             memory_budget,
             engine,
+            size,
         } = self;
         let settings = [
             ("blk-file", blk_file.as_ref().map(|path| path.display().to_string())),
@@ -158,6 +170,7 @@ impl DiskArgs {
             ("write-zeroes", write_zeroes.map(|on| if on { "on" } else { "off" }.to_owned())),
             ("memory-budget", memory_budget.map(|size| size.to_string())),
             ("engine", engine.map(|engine| engine.to_string())),
+            ("size", size.map(|size| size.to_string())),
         ];
         settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
@@ -238,8 +251,12 @@ fn parse_size32(text: &str) -> Result<u32, String> {
     u32::try_from(parse_size(text)?).map_err(|_| "must be less than 4G".into())
 }
 
-fn parse_engine(text: &str) -> Result<EngineKind, String> {
-    text.parse().map_err(|_| format!("must be one of {}", words(&EngineKind::ALL).join(", ")))
+fn parse_size64(text: &str) -> Result<u64, String> {
+    parse_size(text).map(|size| size as u64)
+}
+
+fn parse_engine(text: &str) -> Result<EngineName, String> {
+    text.parse()
 }
 
 fn words(all: &[impl ToString]) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! What is going to be served: all disks together, checked before anything is opened, bound or started.
 //!
-//! A [`Plan`] has at least one disk, each with a file and a place where front-ends connect, no two at the same place,
+//! A [`Plan`] has at least one disk, each with a file (or none, and a size) and a place where front-ends connect, no two at the same place,
 //! and no file under two disks of which one writes. Whatever contradicts that is reported at once and completely, each
 //! error led by where its cause stands.
 
@@ -10,7 +10,9 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::disk_args::{DiskArgs, DiskSpec};
+use sluice_blk::disk::Medium;
+
+use crate::disk_args::{DiskArgs, DiskSpec, EngineName};
 use crate::worker_args::WorkerArgs;
 
 /// What somebody who called the program must mend; all of it at once.
@@ -41,7 +43,7 @@ pub(crate) enum Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlannedDisk {
     pub(crate) endpoint: Endpoint,
-    pub(crate) file: PathBuf,
+    pub(crate) medium: Medium,
     pub(crate) options: DiskArgs,
     origin: Origin,
 }
@@ -109,9 +111,16 @@ impl Plan {
 }
 
 impl PlannedDisk {
-    /// The words that lead an error about the file, which names the file itself.
-    pub(crate) fn about_file(&self) -> String {
-        self.origin.about("blk-file")
+    /// The words that lead an error about the medium, which names a file, or a size, itself.
+    pub(crate) fn about_medium(&self) -> String {
+        self.origin.about(if self.medium.is_file() { "blk-file" } else { "size" })
+    }
+
+    fn file(&self) -> Option<&Path> {
+        match &self.medium {
+            Medium::File(path) => Some(path),
+            _ => None,
+        }
     }
 
     /// The words that lead an error about the socket.
@@ -120,8 +129,8 @@ impl PlannedDisk {
     }
 
     /// The disk alone, on a socket at this path.
-    pub(crate) fn on_socket(socket_path: PathBuf, file: PathBuf, options: DiskArgs) -> Self {
-        Self { endpoint: Endpoint::Path(socket_path), file, options, origin: Origin::Arguments }
+    pub(crate) fn on_socket(socket_path: PathBuf, medium: Medium, options: DiskArgs) -> Self {
+        Self { endpoint: Endpoint::Path(socket_path), medium, options, origin: Origin::Arguments }
     }
 }
 
@@ -134,7 +143,7 @@ impl Endpoint {
     }
 
     /// The same value for the same place, however its path is written.
-    fn identity(&self) -> Self {
+    pub(crate) fn identity(&self) -> Self {
         match self {
             Self::Path(path) => Self::Path(resolve_directory(path)),
             Self::Inherited(fd) => Self::Inherited(*fd),
@@ -188,7 +197,7 @@ fn give_activated(
 
 /// Makes a planned disk of a described one, or says what is missing.
 fn complete(spec: DiskSpec, origin: Origin, errors: &mut Vec<String>) -> Option<PlannedDisk> {
-    let DiskSpec { socket, mut disk } = spec;
+    let DiskSpec { socket, disk } = spec;
     let endpoint = match (socket.socket_path, socket.fd) {
         (Some(path), None) => Some(Endpoint::Path(path)),
         (None, Some(fd)) => Some(Endpoint::Inherited(fd)),
@@ -207,14 +216,35 @@ fn complete(spec: DiskSpec, origin: Origin, errors: &mut Vec<String>) -> Option<
             None
         }
     };
-    let file = disk.blk_file.take();
-    if file.is_none() {
-        errors.push(format!(
+    let medium = medium(&disk, &origin).map_err(|why| errors.push(why)).ok();
+    Some(PlannedDisk { endpoint: endpoint?, medium: medium?, options: disk, origin })
+}
+
+/// What a disk is on: a file, which has its size, or none, which is given one.
+pub(crate) fn medium(disk: &DiskArgs, origin: &Origin) -> Result<Medium, String> {
+    let engine = disk.engine.unwrap_or_default();
+    let without_file = matches!(engine, EngineName::Ram | EngineName::Null);
+    match (&disk.blk_file, disk.size) {
+        (Some(file), None) if !without_file => Ok(Medium::File(file.clone())),
+        (None, Some(bytes)) if engine == EngineName::Ram => Ok(Medium::Ram { bytes }),
+        (None, Some(bytes)) if engine == EngineName::Null => Ok(Medium::Null { bytes }),
+        (Some(file), _) if without_file => Err(format!(
+            "{}: cannot be used with engine={engine}, which needs no file: give a size instead",
+            origin.at("blk-file", &file.display().to_string())
+        )),
+        (_, Some(bytes)) => Err(format!(
+            "{}: is only for engine=ram and engine=null: a file has a size of its own",
+            origin.at("size", &bytes.to_string())
+        )),
+        (_, None) if without_file => Err(format!(
+            "{} is missing: engine={engine} needs to know how large the disk is, such as 1G",
+            origin.about("size")
+        )),
+        (_, None) => Err(format!(
             "{} is missing: give the raw file or block device to serve",
             origin.about("blk-file")
-        ));
+        )),
     }
-    Some(PlannedDisk { endpoint: endpoint?, file: file?, options: disk, origin })
 }
 
 fn find_shared_endpoints(disks: &[PlannedDisk], errors: &mut Vec<String>) {
@@ -233,15 +263,17 @@ fn find_shared_endpoints(disks: &[PlannedDisk], errors: &mut Vec<String>) {
 /// A file under two disks is somebody's mistake unless nobody writes to it: the guests would destroy each other's data.
 fn find_shared_files(disks: &[PlannedDisk], errors: &mut Vec<String>) {
     for (index, disk) in disks.iter().enumerate() {
-        let Some(identity) = file_identity(&disk.file) else { continue };
+        let Some((file, identity)) = disk.file().and_then(|file| Some((file, file_identity(file)?))) else {
+            continue;
+        };
         let shared = disks[..index].iter().find(|other| {
-            file_identity(&other.file) == Some(identity)
+            other.file().and_then(file_identity) == Some(identity)
                 && !(disk.options.read_only && other.options.read_only)
         });
         if let Some(other) = shared {
             errors.push(format!(
                 "{}: is the file of {} too: a file can be under two disks only when both are read-only",
-                disk.origin.at("blk-file", &disk.file.display().to_string()),
+                disk.origin.at("blk-file", &file.display().to_string()),
                 other.origin.place(Some("blk-file"))
             ));
         }

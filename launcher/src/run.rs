@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sluice_backend::device::Device;
+use sluice_blk::disk::Medium;
 
 use crate::daemon::Daemon;
 use crate::disk_args::DiskArgs;
-use crate::plan::{Plan, PlannedDisk, UsageError};
+use crate::plan::{Origin, Plan, PlannedDisk, UsageError, medium};
 use crate::signals::StopSignals;
 use crate::worker_args::WorkerArgs;
 
@@ -57,7 +58,7 @@ enum Guest {
 
 /// Runs a virtual machine from start to end and returns the guest's exit code.
 pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
-    let file = check(arguments)?;
+    let medium = check(arguments)?;
     let guest = arguments.guest()?;
     let vmm = arguments.vmm.find()?;
     let directory = tempfile::Builder::new()
@@ -79,7 +80,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     let options = arguments.disk_options(&plan);
     show(&socket, &options, &command_line);
     let daemon = Daemon::start(&Plan {
-        disks: vec![PlannedDisk::on_socket(socket, file, options)],
+        disks: vec![PlannedDisk::on_socket(socket, medium, options)],
         memory_budget: None,
         workers: WorkerArgs::default(),
     })?;
@@ -89,12 +90,10 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     arguments.verdict().judge(ending?, guest::exit_code(&String::from_utf8_lossy(&text)))
 }
 
-/// Checks what clap cannot, and returns the disk's file.
-fn check(arguments: &RunArgs) -> Result<PathBuf> {
+/// Checks what clap cannot, and returns what the disk is on.
+fn check(arguments: &RunArgs) -> Result<Medium> {
     let mut errors = Vec::new();
-    if arguments.disk.blk_file.is_none() {
-        errors.push("--blk-file is missing: give the raw file or block device for the VM's disk".into());
-    }
+    let medium = medium(&arguments.disk, &Origin::Arguments).map_err(|why| errors.push(why));
     if arguments.machine == MachineKind::Microvm && arguments.boot.is_some() {
         errors.push(
             "--boot=disk: cannot be used with --machine=microvm, which has no firmware for disks: use q35"
@@ -112,8 +111,8 @@ fn check(arguments: &RunArgs) -> Result<PathBuf> {
                 .into(),
         );
     }
-    match &arguments.disk.blk_file {
-        Some(file) if errors.is_empty() => Ok(file.clone()),
+    match medium {
+        Ok(medium) if errors.is_empty() => Ok(medium),
         _ => Err(UsageError(errors).into()),
     }
 }

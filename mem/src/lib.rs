@@ -14,8 +14,10 @@
 //! | [`guest`] | all regions: guest address to memory | none (`struct kvm_memslots`) |
 //! | [`mod@slice`] | a range of guest memory, copied in and out | none |
 //! | [`sglist`] | the pieces of memory that one transfer touches | `struct bio_vec` arrays, `struct scatterlist` |
+//! | [`anon`] | memory that threads share and copy in and out of | `drivers/block/brd.c` |
 //! | [`bounce`] | a stand-in for memory that the disk cannot take | `block/bounce.c` |
 
+pub mod anon;
 pub mod bounce;
 pub mod budget;
 pub mod gfp;

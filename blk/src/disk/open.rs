@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::topology::{self, DioAlign, Topology};
-use super::{Backing, Cache, Disk, DiskOptions, identity, lifetime};
+use super::{Backing, Cache, Disk, DiskOptions, Storage, identity, lifetime};
 use crate::engine::sync::secure_erase;
 use crate::limits::QueueLimits;
 use crate::sector::{SECTOR_SIZE, Sector};
@@ -77,6 +77,23 @@ pub enum DiskError {
         /// What else could be done.
         way_out: &'static str,
     },
+    /// A size without a file that is not whole blocks.
+    #[error("a disk of {bytes} bytes: it must be a multiple of the block size, {block}, and not empty")]
+    Bytes {
+        /// What was asked for.
+        bytes: u64,
+        /// What it must be a multiple of.
+        block: u32,
+    },
+    /// There is not so much memory for a disk in memory.
+    #[error("there is no memory for a disk of {bytes} bytes")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// There is nothing to serve.
     #[error("{} is empty: give it a size with `truncate -s 1G`", path.display())]
     Empty {
@@ -104,11 +121,10 @@ fn hint(error: &io::Error, read_only: bool) -> &'static str {
     if forbidden && !read_only { " (to serve it read-only, say so)" } else { "" }
 }
 
-pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
-    let path = &options.path;
-    let query = |source| DiskError::Query { path: path.clone(), source };
-    let is_block = check_kind(options)?;
-    let (file, cache, direct) = open_file(options, is_block)?;
+pub(super) fn open(options: &DiskOptions, path: &Path) -> Result<Disk, DiskError> {
+    let query = |source| DiskError::Query { path: path.to_owned(), source };
+    let is_block = check_kind(options, path)?;
+    let (file, cache, direct) = open_file(options, path, is_block)?;
     let topology = topology::topology(&file, is_block).map_err(query)?;
     let logical = choose_block(options, topology, direct)?;
     let mut limits = topology::limits(topology, logical, direct);
@@ -119,14 +135,14 @@ pub(super) fn open(options: &DiskOptions) -> Result<Disk, DiskError> {
     let backing = Backing::new(file, is_block);
     Ok(Disk {
         secure_erase: can_secure_erase(&backing),
-        backing: Arc::new(backing),
-        path: path.clone(),
+        storage: Storage::File(Arc::new(backing)),
+        medium: options.medium.clone(),
         capacity,
         limits,
         cache,
         read_only: options.read_only,
         engine: options.engine,
-        identity: identity::serial(&canonical),
+        identity: identity::serial_of(&canonical),
         discard: options.discard,
         write_zeroes: options.write_zeroes,
         lifetime: sysfs.and_then(|device| lifetime::lifetime(&device)),
@@ -140,12 +156,11 @@ fn can_secure_erase(backing: &Backing) -> bool {
 }
 
 /// Whether the path is a block device. Asked before it is opened: opening a pipe would wait for a writer.
-fn check_kind(options: &DiskOptions) -> Result<bool, DiskError> {
-    let path = &options.path;
+fn check_kind(options: &DiskOptions, path: &Path) -> Result<bool, DiskError> {
     let kind = std::fs::metadata(path)
-        .map_err(|source| DiskError::Open { path: path.clone(), read_only: options.read_only, source })?
+        .map_err(|source| DiskError::Open { path: path.to_owned(), read_only: options.read_only, source })?
         .file_type();
-    let wrong = |kind| Err(DiskError::Kind { path: path.clone(), kind });
+    let wrong = |kind| Err(DiskError::Kind { path: path.to_owned(), kind });
     match kind {
         kind if kind.is_file() => Ok(false),
         kind if kind.is_block_device() => Ok(true),
@@ -158,20 +173,23 @@ fn check_kind(options: &DiskOptions) -> Result<bool, DiskError> {
 
 /// Opens the file with the cache mode that was asked for or that suits it. Returns it with the mode, and what direct I/O
 /// asks for where it is used.
-fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, Option<DioAlign>), DiskError> {
-    let path = &options.path;
+fn open_file(
+    options: &DiskOptions,
+    path: &Path,
+    is_block: bool,
+) -> Result<(File, Cache, Option<DioAlign>), DiskError> {
     if options.cache.is_none_or(Cache::is_direct) {
         let cache = options.cache.unwrap_or(Cache::None);
-        if let Some((file, align)) = open_direct(options, is_block)? {
+        if let Some((file, align)) = open_direct(options, path, is_block)? {
             return Ok((file, cache, Some(align)));
         }
         if options.cache.is_some() {
-            return Err(DiskError::NoDirectIo { path: path.clone(), cache });
+            return Err(DiskError::NoDirectIo { path: path.to_owned(), cache });
         }
     }
     let cache = options.cache.unwrap_or(Cache::Writeback);
-    let file = open_flags(options, 0).map_err(|source| DiskError::Open {
-        path: path.clone(),
+    let file = open_flags(options, path, 0).map_err(|source| DiskError::Open {
+        path: path.to_owned(),
         read_only: options.read_only,
         source,
     })?;
@@ -181,25 +199,26 @@ fn open_file(options: &DiskOptions, is_block: bool) -> Result<(File, Cache, Opti
 /// The file opened for direct I/O, and what that asks for; `None` when it does not take any.
 fn open_direct(
     options: &DiskOptions,
+    path: &Path,
     is_block: bool,
 ) -> Result<Option<(File, topology::DioAlign)>, DiskError> {
-    let path = || options.path.clone();
-    let file = match open_flags(options, libc::O_DIRECT) {
+    let owned = || path.to_owned();
+    let file = match open_flags(options, path, libc::O_DIRECT) {
         Ok(file) => file,
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
-        Err(source) => return Err(DiskError::Open { path: path(), read_only: options.read_only, source }),
+        Err(source) => return Err(DiskError::Open { path: owned(), read_only: options.read_only, source }),
     };
     let align =
-        topology::dio_align(&file, is_block).map_err(|source| DiskError::Query { path: path(), source })?;
+        topology::dio_align(&file, is_block).map_err(|source| DiskError::Query { path: owned(), source })?;
     Ok(align.filter(|align| align.is_usable()).map(|align| (file, align)))
 }
 
 /// Opens the file so that reads leave its access time alone, which costs them less; that is for the file's owner and for
 /// who is privileged only (open(2)).
-fn open_flags(options: &DiskOptions, flags: i32) -> io::Result<File> {
+fn open_flags(options: &DiskOptions, path: &Path, flags: i32) -> io::Result<File> {
     let open = |flags: i32| {
         let mut how = OpenOptions::new();
-        how.read(true).write(!options.read_only).custom_flags(flags | libc::O_CLOEXEC).open(&options.path)
+        how.read(true).write(!options.read_only).custom_flags(flags | libc::O_CLOEXEC).open(path)
     };
     match open(flags | libc::O_NOATIME) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(flags),
@@ -222,7 +241,7 @@ fn choose_block(
 }
 
 /// The units in which the guest shall discard.
-fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -> Result<(), DiskError> {
+pub(super) fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -> Result<(), DiskError> {
     let block = limits.logical_block_size;
     let check = |what, asked: u32| match asked {
         0 => Err(DiskError::Discards { what, asked, block }),

@@ -9,6 +9,11 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::bio::{BioChain, Op};
+use crate::doubles::guest_ram::GuestRam;
+use crate::queue::{QueueConfig, RequestQueue};
+use crate::request::Status;
+use crate::sector::DiskRange;
 
 fn options(path: impl AsRef<Path>) -> DiskOptions {
     DiskOptions { engine: EngineKind::Sync, ..DiskOptions::new(path.as_ref()) }
@@ -29,7 +34,7 @@ fn refusal(options: &DiskOptions) -> String {
     if let Some(source) = error.source() {
         text += &format!(": {source}");
     }
-    text.replace(options.path.to_str().expect("a path in UTF-8"), "DISK")
+    text.replace(&options.medium.to_string(), "DISK")
 }
 
 #[test]
@@ -37,7 +42,7 @@ fn a_file_is_a_disk_as_large_as_it_is() {
     let (_dir, path) = file(3 << 20);
     let disk = Disk::open(&options(&path)).expect("a good file");
     assert_eq!(disk.capacity(), Sector(6144));
-    assert_eq!(disk.path(), path);
+    assert_eq!(disk.medium(), &Medium::File(path.clone()));
     assert!(!disk.is_read_only());
     assert_eq!(disk.engine_kind(), EngineKind::Sync);
     assert!(disk.limits().are_sound());
@@ -319,4 +324,69 @@ fn a_disk_on_io_uring_needs_a_ring() {
     assert!(disk.engine(32, Some(&ring)).is_ok());
     let disk = Disk::open(&options(&path)).expect("a good file");
     assert!(disk.engine(32, None).is_ok());
+}
+
+/// Every disk without a file, of so many bytes.
+fn fileless(bytes: u64) -> [DiskOptions; 2] {
+    [Medium::Ram { bytes }, Medium::Null { bytes }].map(DiskOptions::on)
+}
+
+#[test]
+fn a_disk_without_a_file_is_as_large_as_somebody_says() {
+    for options in fileless(3 << 20) {
+        let disk = Disk::open(&options).expect("a good size");
+        assert_eq!((disk.capacity(), disk.limits().logical_block_size), (Sector(6144), 512));
+        assert_eq!((disk.cache(), disk.medium()), (Cache::Writeback, &options.medium));
+        assert!(disk.limits().are_sound() && !disk.limits().has_partial_blocks() && !disk.has_secure_erase());
+        assert_eq!(disk.serial().len(), 20);
+        let large = DiskOptions { logical_block_size: Some(4096), ..options.clone() };
+        let disk = Disk::open(&large).expect("a good size");
+        assert!(disk.limits().are_sound());
+        assert_eq!(disk.limits().logical_block_size, 4096);
+        let granularity = DiskOptions { discard_granularity: Some(65536), read_only: true, ..options };
+        let disk = Disk::open(&granularity).expect("a good size");
+        assert_eq!((disk.limits().discard_granularity, disk.is_read_only()), (65536, true));
+    }
+}
+
+#[test]
+fn a_size_that_is_not_whole_blocks_is_refused() {
+    for bytes in [0, 511, 4097] {
+        for options in fileless(bytes) {
+            let words = format!(
+                "a disk of {bytes} bytes: it must be a multiple of the block size, 512, and not empty"
+            );
+            assert_eq!(refusal(&options), words);
+        }
+    }
+    for options in fileless(4096 + 512) {
+        let large = DiskOptions { logical_block_size: Some(4096), ..options.clone() };
+        assert!(refusal(&large).contains("a multiple of the block size, 4096"));
+        let odd = DiskOptions { logical_block_size: Some(1024), ..options };
+        assert_eq!(refusal(&odd), "a logical block size of 1024 bytes does not exist: 512 and 4096 do");
+    }
+    let [memory, null] = fileless(1 << 60);
+    let words = refusal(&memory);
+    assert!(words.starts_with("there is no DISK for a disk of 1152921504606846976 bytes: "), "{words}");
+    assert!(Disk::open(&null).is_ok(), "nothing is always there");
+}
+
+#[test]
+fn all_queues_of_a_disk_in_memory_share_it() {
+    let disk = Disk::open(&DiskOptions::on(Medium::Ram { bytes: 1 << 20 })).expect("a good size");
+    let ram = GuestRam::new(1, 2);
+    ram.write(0, &[7; 4096]);
+    for (op, at) in [(Op::Write { fua: false }, 0), (Op::Read, 4096)] {
+        let engine = disk.engine(RequestQueue::tags(2), None).expect("it needs no ring");
+        let mut queue = RequestQueue::new(QueueConfig::new(2, *disk.limits()), engine).expect("some memory");
+        let range = DiskRange::new(Sector(9), 4096, disk.capacity(), 512).expect("inside");
+        let mut chain = BioChain::new();
+        let bio = chain.push(queue.bios().try_take(op, range).expect("the queue is idle"));
+        bio.sg = ram.list([(at, 4096)]);
+        queue.submit(chain, 0).expect("the queue is idle");
+        queue.dispatch();
+        queue.reap(|chain| assert_eq!(chain.status, Status::Ok));
+        assert!(queue.is_idle(), "at once");
+    }
+    assert_eq!(ram.read(4096, 4096), [7; 4096]);
 }

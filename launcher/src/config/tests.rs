@@ -31,6 +31,11 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         fd = 3
         blk-file = "/srv/b.img"
         read-only = false
+
+        [[disk]]
+        fd = 4
+        engine = "ram"
+        size = "1G"
     "#;
     let disks = parse(Path::new("d.toml"), text).unwrap().disks;
     let specs: Vec<_> = disks.into_iter().map(|(spec, _)| spec).collect();
@@ -44,6 +49,7 @@ fn every_option_means_what_it_means_in_a_disk_option() {
             )
             .unwrap(),
             parse_disk_option("fd=3,blk-file=/srv/b.img").unwrap(),
+            parse_disk_option("fd=4,engine=ram,size=1G").unwrap(),
         ]
     );
 }
@@ -75,7 +81,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
             "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
-             discard-alignment, write-zeroes, memory-budget, engine",
+             discard-alignment, write-zeroes, memory-budget, engine, size",
             "d.toml:12: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
         ]
     );

@@ -4,7 +4,7 @@
 
 use super::{
     DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_logical_block_size, parse_num_queues,
-    parse_path, parse_queue_size, parse_serial, parse_size, parse_size32, parse_switch,
+    parse_path, parse_queue_size, parse_serial, parse_size, parse_size32, parse_size64, parse_switch,
 };
 
 /// What a configuration file writes as the value of an option.
@@ -25,7 +25,7 @@ pub(crate) struct Key {
 }
 
 /// All options of a disk, in the order of the help.
-pub(crate) const KEYS: [Key; 15] = [
+pub(crate) const KEYS: [Key; 16] = [
     Key::new("socket-path", ValueKind::Text, |spec, text| {
         store(&mut spec.socket.socket_path, parse_path(text))
     }),
@@ -60,6 +60,7 @@ pub(crate) const KEYS: [Key; 15] = [
         store(&mut spec.disk.memory_budget, parse_size(text))
     }),
     Key::new("engine", ValueKind::Text, |spec, text| store(&mut spec.disk.engine, parse_engine(text))),
+    Key::new("size", ValueKind::Size, |spec, text| store(&mut spec.disk.size, parse_size64(text))),
 ];
 
 impl Key {

@@ -1,6 +1,7 @@
 //! One disk's options: each value that is possible, each that is not, and the words about it.
 
 use clap::{Args, Command, FromArgMatches};
+use sluice_blk::disk::EngineKind;
 
 use super::key::KEYS;
 use super::*;
@@ -26,7 +27,8 @@ fn every_option() -> DiskSpec {
             discard_alignment: Some(8192),
             write_zeroes: Some(false),
             memory_budget: Some(64 << 20),
-            engine: Some(EngineKind::Sync),
+            engine: Some(EngineName::File(EngineKind::Sync)),
+            size: Some(1 << 30),
         },
     }
 }
@@ -56,6 +58,7 @@ fn every_option_is_read_alike_with_an_equals_sign_with_a_space_and_in_a_disk_opt
         "--write-zeroes=off",
         "--memory-budget=64M",
         "--engine=sync",
+        "--size=1G",
     ];
     assert_eq!(parse_arguments(&with_equals).unwrap(), every_option());
     let with_spaces: Vec<&str> = with_equals.iter().flat_map(|argument| argument.split('=')).collect();
@@ -101,7 +104,7 @@ fn a_comma_that_was_not_doubled_is_explained() {
 #[test]
 fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
     let text = "socket-path=,fd=x,read-only=maybe,cache=fast,num-queues=0,queue-size=3,\
-                serial=123456789012345678901,logical-block-size=1024,engine=aio,size=1,blk-file,num-queues=2,";
+                serial=123456789012345678901,logical-block-size=1024,engine=aio,sizes=x,size=0,colour=x,blk-file,num-queues=2,";
     let expected = [
         "socket-path=: must be a path, and is empty",
         "fd=x: must be the number of an inherited descriptor, such as 3",
@@ -111,10 +114,12 @@ fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
         "queue-size=3: must be a power of two from 2 to 1024",
         "serial=123456789012345678901: is 21 bytes long, at most 20 are possible",
         "logical-block-size=1024: must be 512 or 4096",
-        "engine=aio: must be one of uring, sync",
-        "size=1: there is no such option; a disk has socket-path, fd, blk-file, read-only, cache, num-queues, \
+        "engine=aio: must be one of uring, sync, ram, null",
+        "sizes=x: there is no such option; did you mean size?",
+        "size=0: must be a size such as 4096, 64K, 16M or 1G",
+        "colour=x: there is no such option; a disk has socket-path, fd, blk-file, read-only, cache, num-queues, \
          queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, write-zeroes, \
-         memory-budget, engine",
+         memory-budget, engine, size",
         "blk-file: has no value: write blk-file=VALUE",
         "num-queues=2: is given twice",
         "a setting is empty: there is a comma too many",
@@ -181,4 +186,12 @@ fn sizes_have_units() {
     for text in ["", "0", "K", "1k", "-1", "1.5G", "99999999T"] {
         assert!(parse_size(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn engines_are_called_as_they_call_themselves() {
+    for name in ["uring", "sync", "ram", "null"] {
+        assert_eq!(parse_engine(name).unwrap().to_string(), name);
+    }
+    assert_eq!(parse_engine("uring").unwrap(), EngineName::default());
 }

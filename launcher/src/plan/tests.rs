@@ -19,7 +19,7 @@ fn disks_keep_their_order_sockets_files_and_options() {
     let plan =
         plan_of(&["socket-path=/a,blk-file=/f,num-queues=3", "fd=7,blk-file=/g,read-only"], &[]).unwrap();
     assert_eq!(plan.disks[0].endpoint, Endpoint::Path("/a".into()));
-    assert_eq!(plan.disks[0].file, Path::new("/f"));
+    assert_eq!(plan.disks[0].medium, Medium::File("/f".into()));
     assert_eq!(plan.disks[0].options.num_queues, Some(3));
     assert_eq!(plan.disks[1].endpoint, Endpoint::Inherited(7));
     assert!(plan.disks[1].options.read_only);
@@ -114,4 +114,34 @@ fn socket_activation_must_pass_as_many_descriptors_as_disks_need() {
 fn descriptors_of_socket_activation_can_be_named_by_number() {
     let plan = plan_of(&["fd=4,blk-file=/f", "fd=3,blk-file=/g"], &[3, 4]).unwrap();
     assert_eq!(plan.disks[0].endpoint, Endpoint::Inherited(4));
+}
+
+#[test]
+fn a_disk_has_a_file_or_a_size_as_its_engine_needs() {
+    let options = ["socket-path=/a,engine=ram,size=1M", "socket-path=/b,engine=null,size=2M"];
+    let disks = plan_of(&options, &[]).unwrap().disks;
+    let media: Vec<_> = disks.into_iter().map(|disk| disk.medium).collect();
+    assert_eq!(media, [Medium::Ram { bytes: 1 << 20 }, Medium::Null { bytes: 2 << 20 }]);
+    let errors = errors_of(
+        &[
+            "fd=1,engine=ram",
+            "fd=2,engine=null,blk-file=/f",
+            "fd=3,engine=ram,blk-file=/f,size=1M",
+            "fd=4,engine=sync,blk-file=/f,size=1M",
+            "fd=5,size=1M",
+            "fd=6,engine=uring",
+        ],
+        &[],
+    );
+    assert_eq!(
+        errors,
+        [
+            "--disk #1: size is missing: engine=ram needs to know how large the disk is, such as 1G",
+            "--disk #2: blk-file=/f: cannot be used with engine=null, which needs no file: give a size instead",
+            "--disk #3: blk-file=/f: cannot be used with engine=ram, which needs no file: give a size instead",
+            "--disk #4: size=1048576: is only for engine=ram and engine=null: a file has a size of its own",
+            "--disk #5: size=1048576: is only for engine=ram and engine=null: a file has a size of its own",
+            "--disk #6: blk-file is missing: give the raw file or block device to serve",
+        ]
+    );
 }

@@ -67,7 +67,7 @@ fn options_that_contradict_each_other_are_refused() {
     let errors = |arguments: &[&str]| check(&parse(arguments).unwrap()).unwrap_err().to_string();
     assert_eq!(
         errors(&["--machine=microvm", "--boot=disk"]),
-        "--blk-file is missing: give the raw file or block device for the VM's disk\n\
+        "--blk-file is missing: give the raw file or block device to serve\n\
          --boot=disk: cannot be used with --machine=microvm, which has no firmware for disks: use q35"
     );
     assert_eq!(

@@ -97,6 +97,43 @@ fn the_log_says_what_is_served_where_and_with_which_cache() {
 }
 
 #[test]
+fn disks_without_a_file_are_told_apart_by_their_sockets() {
+    let place = Place::new();
+    let log = |engine: &str, socket: &str, size: &str| {
+        let socket = place.at(socket);
+        let arguments = [format!("--engine={engine}"), format!("--size={size}")];
+        let daemon = Running::start(sluice().arg(option("socket-path", &socket)).args(arguments));
+        FrontEnd::connect(&socket).features();
+        daemon.end()
+    };
+    let words = [log("ram", "a", "1M"), log("ram", "b", "1M"), log("null", "a", "2M"), log("ram", "a", "1M")];
+    let serial = |words: &str| words.split_once("serial ").map(|(_, rest)| rest[..20].to_owned());
+    let serials = words.each_ref().map(|words| serial(words).unwrap_or_else(|| panic!("no serial: {words}")));
+    assert_ne!(serials[0], serials[1]);
+    assert_eq!((&serials[0], &serials[2]), (&serials[3], &serials[3]), "and stay the same");
+    let what =
+        ["serving memory, 1048576 bytes, cache writeback, engine ram", "serving nothing, 2097152 bytes"];
+    for (words, what) in [(&words[0], what[0]), (&words[2], what[1])] {
+        assert!(words.contains(what), "{what}: {words}");
+    }
+}
+
+#[test]
+fn a_disk_in_memory_that_cannot_be_is_an_error_about_its_size() {
+    for (size, words) in [
+        ("1000", "--size: a disk of 1000 bytes: it must be a multiple of the block size, 512, and not empty"),
+        ("1048576T", "--size: there is no memory for a disk of 1152921504606846976 bytes: "),
+    ] {
+        let place = Place::new();
+        let arguments = ["--engine=ram".to_owned(), format!("--size={size}")];
+        let socket = place.at("s");
+        let (code, _, log) = output_of(sluice().arg(option("socket-path", &socket)).args(arguments));
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains(words) && !socket.exists(), "{log}");
+    }
+}
+
+#[test]
 fn a_stale_socket_is_replaced() {
     let place = Place::new();
     let (socket, disk) = (place.at("s"), place.disk("d"));

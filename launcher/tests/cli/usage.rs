@@ -18,7 +18,7 @@ fn a_wrong_value_names_the_option_the_value_and_what_to_do() {
             "--cache=fast",
             "'fast' for '--cache <MODE>': must be one of none, writeback, writethrough, directsync, unsafe",
         ),
-        ("--engine=aio", "'aio' for '--engine <ENGINE>': must be one of uring, sync"),
+        ("--engine=aio", "'aio' for '--engine <ENGINE>': must be one of uring, sync, ram, null"),
         ("--logical-block-size=1k", "'1k' for '--logical-block-size <BYTES>': must be 512 or 4096"),
         ("--read-only=maybe", "'maybe' for '--read-only[=<on|off>]': must be on or off"),
         (
@@ -68,7 +68,7 @@ fn all_errors_of_disks_and_of_a_configuration_file_are_reported_together() {
             "error: {file}:2: disk #1: queue-size = 3: must be a power of two from 2 to 1024\n\
              error: {file}:3: disk #1: colour = 1: there is no such option; a disk has socket-path, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, \
-         write-zeroes, memory-budget, engine\n\
+         write-zeroes, memory-budget, engine, size\n\
              error: --disk #1: cache=fast: must be one of none, writeback, writethrough, directsync, unsafe\n\n\
              For more information, try 'sluice --help'.\n"
         )
