@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+mod blocks;
+mod config_space;
 mod devices;
 mod hostile_messages;
 mod hostile_requests;
