@@ -144,7 +144,7 @@ impl Disk {
 
 /// Where disk files go: `SLUICE_TEST_DIR`, else beside the test's executable. Direct I/O works in a build directory,
 /// and in a temporary directory only where that is no tmpfs.
-fn disk_dir() -> PathBuf {
+pub(crate) fn disk_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("SLUICE_TEST_DIR") {
         return dir.into();
     }

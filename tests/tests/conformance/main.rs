@@ -12,6 +12,7 @@ mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;
 mod lifecycle;
+mod memory_kinds;
 mod mixtures;
 mod negotiation;
 mod requests;
