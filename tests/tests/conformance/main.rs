@@ -15,6 +15,7 @@ mod lifecycle;
 mod memory_kinds;
 mod mixtures;
 mod negotiation;
+mod odd_files;
 mod requests;
 mod rings;
 mod shapes;
