@@ -170,6 +170,14 @@ impl GuestMemory {
         free.insert(start, len);
     }
 
+    /// Zeroes everything that is not taken.
+    pub fn wipe(&self) {
+        let free = self.free.lock().expect("no holder of the lock panics");
+        for (&start, &room) in free.iter() {
+            self.write(start, &vec![0; usize::try_from(room).expect("a hole fits the address space")]);
+        }
+    }
+
     /// Takes exactly this range out of the allocator, from several regions if need be.
     fn reserve(&self, addr: u64, len: u64) {
         let mut free = self.free.lock().expect("no holder of the lock panics");

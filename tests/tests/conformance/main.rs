@@ -11,6 +11,7 @@ mod devices;
 mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;
+mod isolation;
 mod lifecycle;
 mod memory_kinds;
 mod mixtures;
