@@ -8,6 +8,7 @@
 mod blocks;
 mod config_space;
 mod devices;
+mod discard_options;
 mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;
