@@ -3,6 +3,8 @@
 //! How many there are is one number of the host's, which tests in many processes change at the same time: each adds what
 //! it needs and takes away as much, under a lock on that very number. What is still in use then is given back by the kernel
 //! when it is free.
+//!
+//! A test that is killed cannot give anything back: then the number stays as it is until somebody writes another one.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
