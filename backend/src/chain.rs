@@ -78,11 +78,85 @@ struct Buffer {
     len: usize,
 }
 
+/// The pieces of a chain that go one way, in order. Those before `start` are used up.
+#[derive(Debug)]
+struct Buffers {
+    list: Vec<Buffer>,
+    start: usize,
+}
+
+impl Buffers {
+    /// None, with room for `most`.
+    fn with_capacity(most: usize) -> Self {
+        Self { list: Vec::with_capacity(most), start: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.list.clear();
+        self.start = 0;
+    }
+
+    fn as_slice(&self) -> &[Buffer] {
+        &self.list[self.start..]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.list.len()
+    }
+
+    /// How many bytes, in numbers so wide that nothing wraps.
+    fn bytes(&self) -> u64 {
+        self.as_slice().iter().map(|buffer| buffer.len as u64).sum()
+    }
+
+    /// Takes the last byte: its address, unless that wraps. `None` when there is no byte.
+    fn take_last(&mut self) -> Option<Option<u64>> {
+        let last = self.list.last_mut()?;
+        last.len -= 1;
+        let addr = last.addr.checked_add(last.len as u64);
+        if last.len == 0 {
+            self.list.pop();
+        }
+        Some(addr)
+    }
+
+    /// Takes a value from the front.
+    fn take_front<T: ByteValued>(&mut self, pin: &MemPin) -> Result<T, BlkStatus> {
+        let size = size_of::<T>();
+        if let [first, ..] = self.as_slice()
+            && first.len >= size
+        {
+            let value = pin.read_value(first.addr).map_err(|_| BlkStatus::IoErr)?;
+            self.skip(size);
+            return Ok(value);
+        }
+        let mut value = T::zeroed();
+        let mut left = value.as_mut_slice();
+        while !left.is_empty() {
+            let first = *self.as_slice().first().ok_or(BlkStatus::IoErr)?;
+            let (now, later) = left.split_at_mut(left.len().min(first.len));
+            pin.read(first.addr, now).map_err(|_| BlkStatus::IoErr)?;
+            self.skip(now.len());
+            left = later;
+        }
+        Ok(value)
+    }
+
+    /// Drops the first bytes of the first buffer.
+    fn skip(&mut self, bytes: usize) {
+        let first = &mut self.list[self.start];
+        first.len -= bytes;
+        // A buffer up to the last address wraps when it is used up, and is not used then.
+        first.addr = first.addr.wrapping_add(bytes as u64);
+        self.start += usize::from(first.len == 0);
+    }
+}
+
 /// Reads chains. Holds the memory that takes, so that none is allocated per chain.
 #[derive(Debug)]
 pub struct ChainParser {
-    readable: Vec<Buffer>,
-    writable: Vec<Buffer>,
+    readable: Buffers,
+    writable: Buffers,
     /// A descriptor is readable, if only one of no bytes.
     has_readable: bool,
     /// A readable buffer came after a writable one.
@@ -99,7 +173,7 @@ impl ChainParser {
     #[must_use]
     pub fn new(size: u16) -> Self {
         let most = usize::from(size) + INDIRECT_MAX as usize;
-        let (readable, writable) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        let (readable, writable) = (Buffers::with_capacity(most), Buffers::with_capacity(most));
         Self { readable, writable, has_readable: false, disorder: false, walked: 0 }
     }
 
@@ -199,10 +273,10 @@ impl ChainParser {
             return;
         }
         if descriptor.is_write_only() {
-            self.writable.push(buffer);
+            self.writable.list.push(buffer);
         } else {
             self.disorder |= !self.writable.is_empty();
-            self.readable.push(buffer);
+            self.readable.list.push(buffer);
         }
     }
 
@@ -212,12 +286,8 @@ impl ChainParser {
         if !self.has_readable {
             return Err(fault("has no readable header"));
         }
-        let last = self.writable.last_mut().ok_or(fault("has no writable status byte"))?;
-        last.len -= 1;
-        let status = last.addr.checked_add(last.len as u64).and_then(|addr| pin.slice(addr, 1).ok());
-        if last.len == 0 {
-            self.writable.pop();
-        }
+        let addr = self.writable.take_last().ok_or(fault("has no writable status byte"))?;
+        let status = addr.and_then(|addr| pin.slice(addr, 1).ok());
         status.ok_or(fault("has a status byte outside of the guest's memory"))
     }
 
@@ -226,8 +296,7 @@ impl ChainParser {
         if self.disorder {
             return Err(BlkStatus::IoErr);
         }
-        let mut header = [0; HEADER_BYTES];
-        take_front(&mut self.readable, &mut header, builder.pin)?;
+        let header: [u8; HEADER_BYTES] = self.readable.take_front(builder.pin)?;
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([a, b, c, d]);
         let sector = Sector(u64::from_le_bytes(sector));
@@ -259,33 +328,7 @@ impl ChainParser {
 /// A copy of a descriptor of an indirect table, which may lie across regions of memory.
 fn indirect_descriptor(table: u64, index: u32, pin: &MemPin) -> Option<Descriptor> {
     let addr = table.checked_add(u64::from(DESCRIPTOR_BYTES) * u64::from(index))?;
-    let mut descriptor = Descriptor::default();
-    pin.read(addr, descriptor.as_mut_slice()).ok()?;
-    Some(descriptor)
-}
-
-/// Takes `bytes.len()` bytes from the front of `buffers`, which then are the rest.
-fn take_front(buffers: &mut Vec<Buffer>, bytes: &mut [u8], pin: &MemPin) -> Result<(), BlkStatus> {
-    let mut left = bytes;
-    let mut used_up = 0;
-    for buffer in buffers.iter_mut() {
-        if left.is_empty() {
-            break;
-        }
-        let take = left.len().min(buffer.len);
-        let (now, later) = left.split_at_mut(take);
-        pin.read(buffer.addr, now).map_err(|_| BlkStatus::IoErr)?;
-        left = later;
-        buffer.len -= take;
-        // A buffer up to the last address wraps when it is used up, and is not used then.
-        buffer.addr = buffer.addr.wrapping_add(take as u64);
-        used_up += usize::from(buffer.len == 0);
-    }
-    if !left.is_empty() {
-        return Err(BlkStatus::IoErr);
-    }
-    buffers.drain(..used_up);
-    Ok(())
+    pin.read_value(addr).ok()
 }
 
 /// Builds bios out of a queue's.
@@ -301,10 +344,10 @@ impl Builder<'_> {
         &mut self,
         op: Op,
         sector: Sector,
-        data: &[Buffer],
-        other: &[Buffer],
+        data: &Buffers,
+        other: &Buffers,
     ) -> Result<Action, BlkStatus> {
-        let len = total(data);
+        let len = data.bytes();
         let writes = matches!(op, Op::Write { .. });
         // The used length is a u32 and counts the status byte too.
         if len == 0
@@ -315,7 +358,7 @@ impl Builder<'_> {
             return Err(BlkStatus::IoErr);
         }
         let range = self.range(sector, len)?;
-        self.map(op, range, data).map(Action::Submit)
+        self.map(op, range, data.as_slice()).map(Action::Submit)
     }
 
     fn flush(&mut self) -> Result<Action, BlkStatus> {
@@ -326,11 +369,11 @@ impl Builder<'_> {
     }
 
     /// A command that writes its answer to `data`.
-    fn answer(&mut self, command: PassthroughCommand, data: &[Buffer]) -> Result<Action, BlkStatus> {
+    fn answer(&mut self, command: PassthroughCommand, data: &Buffers) -> Result<Action, BlkStatus> {
         if data.is_empty() {
             return Err(BlkStatus::IoErr);
         }
-        let chain = self.map(Op::DeviceId, DiskRange::none(), data)?;
+        let chain = self.map(Op::DeviceId, DiskRange::none(), data.as_slice())?;
         Ok(Action::Passthrough(chain, command))
     }
 
@@ -387,7 +430,7 @@ impl Builder<'_> {
     }
 
     /// Discards or zeroes the ranges that `data` lists.
-    fn ranges(&mut self, kind: segments::Kind, data: &mut Vec<Buffer>) -> Result<Action, BlkStatus> {
+    fn ranges(&mut self, kind: segments::Kind, data: &mut Buffers) -> Result<Action, BlkStatus> {
         let mut chain = BioChain::new();
         if let Err(status) = segments::build(kind, data, self, &mut chain) {
             self.queue.bios().put_chain(chain);
@@ -400,11 +443,6 @@ impl Builder<'_> {
             segments::Kind::Discard | segments::Kind::WriteZeroes => Action::Submit(chain),
         })
     }
-}
-
-/// How many bytes buffers have, in numbers so wide that nothing wraps.
-fn total(buffers: &[Buffer]) -> u64 {
-    buffers.iter().map(|buffer| buffer.len as u64).sum()
 }
 
 #[cfg(test)]

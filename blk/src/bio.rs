@@ -24,6 +24,7 @@
 //! # Ok::<(), sluice_blk::sector::RangeError>(())
 //! ```
 
+use sluice_mem::bounce::Bounce;
 use sluice_mem::mempool::Mempool;
 use sluice_mem::sglist::SgList;
 
@@ -95,6 +96,9 @@ pub struct Bio {
     pub range: DiskRange,
     /// The memory that takes part.
     pub sg: SgList,
+    /// What stands in for the memory, of this bio and those after it, while they are a request. Here, and not in the
+    /// request, since a bio stays where it is and a request is moved from hand to hand.
+    pub(crate) bounce: Option<Bounce>,
     /// The next bio of the chain.
     pub(crate) next: Option<Box<Bio>>,
     /// Which submitted chain it belongs to: an index of the queue's.
@@ -109,6 +113,7 @@ impl Bio {
             op: Op::Flush,
             range: DiskRange::none(),
             sg: SgList::new(),
+            bounce: None,
             next: None,
             chain: 0,
             zero_by_writing: false,
@@ -139,6 +144,7 @@ impl Bio {
         self.range = DiskRange::none();
         self.sg.clear();
         self.zero_by_writing = false;
+        debug_assert!(self.bounce.is_none(), "a bio that is done needs no other memory");
         debug_assert!(self.next.is_none(), "a bio that goes back to its pool is in no chain");
     }
 }

@@ -1,6 +1,6 @@
 //! Requests: what an engine is asked to do, with the memory and the bio it belongs to.
 //!
-//! A [`Request`] (Linux: `struct request`) owns its bio, and where the disk cannot take the bio's memory a bounce
+//! A [`Request`] (Linux: `struct request`) owns its bio, which where the disk cannot take the bio's memory has a bounce
 //! buffer that stands in for it. It moves into the engine and comes back from it with a result; in between nobody
 //! else can touch what the kernel may be writing to.
 
@@ -118,11 +118,10 @@ pub(crate) struct Partial {
 pub struct Request {
     tag: Tag,
     pub(crate) command: Command,
-    /// The bios that the operation does, one after the other on the disk. More than one only with `bounce`.
+    /// The bios that the operation does, one after the other on the disk. More than one only with a bounce buffer.
     bios: Box<Bio>,
     /// What is still to do on the disk.
     range: DiskRange,
-    pub(crate) bounce: Option<Bounce>,
     pub(crate) partial: Option<Partial>,
     /// The blocks that nobody else may write to meanwhile.
     pub(crate) held: Option<Held>,
@@ -132,11 +131,12 @@ pub struct Request {
 
 impl Request {
     /// A request for `bios`, whose memory is that of the only bio, or of `bounce`.
-    pub(crate) fn new(tag: Tag, command: Command, bios: Box<Bio>, bounce: Option<Bounce>) -> Self {
+    pub(crate) fn new(tag: Tag, command: Command, mut bios: Box<Bio>, bounce: Option<Bounce>) -> Self {
         debug_assert!(bios.next.is_none() || bounce.is_some());
         let more = bios.list().skip(1).map(|bio| bio.range.len()).sum();
         let range = bios.range.extended(more);
-        Self { tag, command, bios, range, bounce, partial: None, held: None, retries: 0 }
+        bios.bounce = bounce;
+        Self { tag, command, bios, range, partial: None, held: None, retries: 0 }
     }
 
     /// A request for a bio that is a part of a block of `block` bytes, which `bounce` stands in for. It begins with
@@ -175,11 +175,11 @@ impl Request {
         self.range.len()
     }
 
-    /// The memory that the disk shall use: `len` bytes for reads and writes. What its pieces point to is valid while
-    /// the request lives; the array of pieces itself only while the request is not moved either.
+    /// The memory that the disk shall use: `len` bytes for reads and writes. The pieces, and what they point to, are
+    /// valid while the request lives.
     #[must_use]
     pub fn sg(&self) -> &SgList {
-        self.bounce.as_ref().map_or(&self.bios.sg, Bounce::pages)
+        self.bios.bounce.as_ref().map_or(&self.bios.sg, Bounce::pages)
     }
 
     /// The first bio that is not done.
@@ -194,21 +194,24 @@ impl Request {
         *count -= now;
         let _ = self.range.take_front(u64::from(now));
         let _ = self.bios.range.take_front(u64::from(now));
-        if let Some(bounce) = &mut self.bounce {
+        let bios = &mut *self.bios;
+        if let Some(bounce) = &mut bios.bounce {
             if self.command == Command::Read {
-                bounce.copy_out(0, &self.bios.sg, now as usize);
+                bounce.copy_out(0, &bios.sg, now as usize);
             }
             bounce.advance(now as usize);
         }
         if !self.bios.zero_by_writing {
             self.bios.sg.advance(now as usize);
         }
-        let next = self.bios.next.take_if(|_| self.bios.range.len() == 0)?;
+        let mut next = self.bios.next.take_if(|_| self.bios.range.len() == 0)?;
+        next.bounce = self.bios.bounce.take();
         Some(std::mem::replace(&mut self.bios, next))
     }
 
     /// The tag, and the bios that are not done.
-    pub(crate) fn into_parts(self) -> (Tag, Box<Bio>) {
+    pub(crate) fn into_parts(mut self) -> (Tag, Box<Bio>) {
+        self.bios.bounce = None;
         (self.tag, self.bios)
     }
 }

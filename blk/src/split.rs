@@ -70,13 +70,14 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     }
     let unit = limits.unit();
     if limits.has_partial_blocks() {
-        let skip = bio.range.offset() % unit;
+        let skip = bio.range.offset() & (unit - 1);
         if skip > 0 || len < unit {
             return Piece { bytes: len.min(unit - skip), bounce: Some(BounceReason::PartialBlock) };
         }
     }
     let most = if moves_data(bio) { len.min(u64::from(limits.max_bytes)) } else { len };
-    let whole = most - most % unit;
+    // Units are powers of two.
+    let whole = most & !(unit - 1);
     if whole == 0 && len > 0 {
         return Piece { bytes: unit, bounce: Some(BounceReason::Fragmented) };
     }

@@ -29,7 +29,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::region::{Region, RegionError};
 use crate::sglist::IoVec;
@@ -87,6 +87,7 @@ impl GuestMem {
     }
 
     /// The region that `addr` is in, and the bytes from there to the region's end.
+    #[inline]
     fn find(&self, addr: u64) -> Option<(&Region, u64)> {
         // The last region that starts at or before `addr`.
         let after = self.regions.partition_point(|region| region.guest_addr() <= addr);
@@ -106,6 +107,7 @@ impl GuestMem {
     }
 
     /// The pointer of a guest address that `find` has found in `region`.
+    #[inline]
     fn pointer(&self, region: &Region, addr: u64) -> NonNull<u8> {
         let offset = usize::try_from(addr - region.guest_addr()).expect("a region fits the address space");
         // SAFETY: `addr` is in the region (`find`), so the offset is inside its mapping.
@@ -165,6 +167,20 @@ impl MemPin {
             at = at.checked_add(piece.len() as u64).ok_or(bad)?;
         }
         Ok(())
+    }
+
+    /// Copies out a value, once; it may be torn if the guest writes meanwhile, and may span regions.
+    ///
+    /// # Errors
+    /// [`BadAddress`].
+    #[inline]
+    pub fn read_value<T: ByteValued>(&self, addr: u64) -> Result<T, BadAddress> {
+        if let Ok(slice) = self.slice(addr, size_of::<T>()) {
+            return Ok(slice.read(0));
+        }
+        let mut value = T::zeroed();
+        self.read(addr, value.as_mut_slice())?;
+        Ok(value)
     }
 
     /// Whether both pin the same snapshot.

@@ -27,7 +27,7 @@
 //! ```
 #![expect(unsafe_code, reason = "hands out parts of a mapping as memory")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -73,6 +73,8 @@ struct Inner {
     base: NonNull<u8>,
     pages: usize,
     reserve: usize,
+    /// How many pages are free of those that the budget was charged for: all that most users ask.
+    ready: Cell<usize>,
     state: RefCell<State>,
 }
 
@@ -129,21 +131,24 @@ impl Arena {
             mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags)
         }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let state = State { free: 0, free_count: pages, charge, pages: list };
-        Ok(Self { inner: Rc::new(Inner { base, pages, reserve, state: RefCell::new(state) }) })
+        let state = RefCell::new(State { free: 0, free_count: pages, charge, pages: list });
+        Ok(Self { inner: Rc::new(Inner { base, pages, reserve, ready: Cell::new(reserve), state }) })
     }
 
     /// Makes sure that `gfp` can have `count` pages, charging the budget for more where that is needed. Returns whether
     /// it can: then it still can until something is allocated (Linux: `radix_tree_preload` and its like).
     #[must_use]
+    #[inline]
     pub fn prepare(&self, count: usize, gfp: Gfp<'_>) -> bool {
-        self.inner.prepare(&mut self.inner.state.borrow_mut(), count, gfp)
+        count <= self.available_pages(gfp)
+            || self.inner.charge(&mut self.inner.state.borrow_mut(), count, gfp)
     }
 
     /// How many pages `gfp` can have at this moment without charging the budget for more.
     #[must_use]
+    #[inline]
     pub fn available_pages(&self, gfp: Gfp<'_>) -> usize {
-        self.inner.available(&self.inner.state.borrow(), gfp)
+        self.inner.ready.get().saturating_sub(self.inner.kept_from(gfp))
     }
 
     /// How many pages are in use.
@@ -168,23 +173,18 @@ impl Inner {
     }
 
     /// How many pages `gfp` leaves free.
+    #[inline]
     fn kept_from(&self, gfp: Gfp<'_>) -> usize {
         if gfp.may_use_reserve() { 0 } else { self.reserve }
     }
 
-    fn available(&self, state: &State, gfp: Gfp<'_>) -> usize {
-        let used = self.pages - state.free_count;
-        let charged = state.charge.bytes() / PAGE_SIZE - used;
-        charged.saturating_sub(self.kept_from(gfp))
-    }
-
-    fn prepare(&self, state: &mut State, count: usize, gfp: Gfp<'_>) -> bool {
-        let used = self.pages - state.free_count;
+    /// Charges the budget for so many pages that `gfp` can have `count` of them, if that is not so yet.
+    fn charge(&self, state: &mut State, count: usize, gfp: Gfp<'_>) -> bool {
         // With the reserve, of which some may be in use.
-        let Some(wanted) = count.checked_add(used + self.kept_from(gfp)) else { return false };
-        let charged = state.charge.bytes() / PAGE_SIZE;
-        let (missing, left) = (wanted.saturating_sub(charged), self.pages - charged);
-        if missing == 0 || count == 0 {
+        let Some(wanted) = count.checked_add(self.kept_from(gfp)) else { return false };
+        let missing = wanted.saturating_sub(self.ready.get());
+        let left = self.pages - state.charge.bytes() / PAGE_SIZE;
+        if missing == 0 {
             return true;
         }
         if missing > left {
@@ -192,8 +192,11 @@ impl Inner {
         }
         let step = missing.max(Arena::STEP_PAGES).min(left);
         // The budget may have no room for a step, but for what is needed now.
-        state.charge.grow(step * PAGE_SIZE, Gfp::NOWAIT).is_ok()
-            || state.charge.grow(missing * PAGE_SIZE, gfp).is_ok()
+        let charged = [(step, Gfp::NOWAIT), (missing, gfp)]
+            .into_iter()
+            .find(|(pages, gfp)| state.charge.grow(pages * PAGE_SIZE, *gfp).is_ok());
+        self.ready.set(self.ready.get() + charged.map_or(0, |(pages, _)| pages));
+        charged.is_some()
     }
 }
 
@@ -272,7 +275,7 @@ impl Pages {
         let inner = &arena.inner;
         let count = size.div_ceil(PAGE_SIZE).max(1);
         let mut state = inner.state.borrow_mut();
-        if !inner.prepare(&mut state, count, gfp) {
+        if !inner.charge(&mut state, count, gfp) {
             return Err(AllocError::Exhausted { pages: inner.pages, reserve: inner.reserve });
         }
         let head = state.free;
@@ -287,6 +290,7 @@ impl Pages {
         }
         state.free = next;
         state.free_count -= count;
+        inner.ready.set(inner.ready.get() - count);
         Ok(Self { arena: Rc::clone(inner), head, tail, count, len: size })
     }
 
@@ -316,6 +320,7 @@ impl Drop for Pages {
         state.pages[self.tail as usize].next = state.free;
         state.free = self.head;
         state.free_count += self.count;
+        self.arena.ready.set(self.arena.ready.get() + self.count);
     }
 }
 

@@ -176,7 +176,10 @@ impl SgList {
 
     /// Empties the list and lets go of its memory.
     pub fn clear(&mut self) {
-        *self = Self::new();
+        // What is left in `inline` is outside of `start..end`, and seen by nobody.
+        (self.start, self.end, self.bytes, self.pinnable) = (0, 0, 0, true);
+        self.table = None;
+        self.backing = Backing::Nothing;
     }
 
     /// How many bytes the pieces have together.
@@ -364,10 +367,15 @@ impl SgList {
     /// # Panics
     /// When the list has fewer bytes.
     #[must_use]
+    #[inline]
     pub fn is_aligned(&self, count: usize, address: usize, length: usize) -> bool {
         let misaligned =
             |piece: IoVec| (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1));
-        self.range(0, count).all(|piece| misaligned(piece) == 0)
+        match self.pieces() {
+            // As most are: a transfer of one piece.
+            [piece] if piece.len() == count => misaligned(*piece) == 0,
+            _ => self.range(0, count).all(|piece| misaligned(piece) == 0),
+        }
     }
 
     /// Whether the kernel can hold on to all of the memory, as direct I/O asks it to. What it cannot is answered with
@@ -392,7 +400,7 @@ impl SgList {
 
     /// Makes room for `piece`. False when the list is full.
     fn reserve(&mut self, piece: IoVec, arena: &Arena) -> Result<bool, SgError> {
-        if self.merges(piece) || self.end < Self::INLINE {
+        if self.end < Self::INLINE || self.merges(piece) {
             return Ok(true);
         }
         if self.table.is_none() {

@@ -10,7 +10,7 @@ use sluice_blk::bio::{BioChain, Op};
 use sluice_blk::sector::{SECTOR_SIZE, Sector};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
-use super::{BlkStatus, Buffer, Builder, take_front, total};
+use super::{BlkStatus, Buffers, Builder};
 use crate::config::DiskConfig;
 
 /// Bytes of a segment.
@@ -45,18 +45,17 @@ impl Kind {
 /// Appends a bio to `chain` for each segment in `data` that has sectors.
 pub(super) fn build(
     kind: Kind,
-    data: &mut Vec<Buffer>,
+    data: &mut Buffers,
     builder: &mut Builder<'_>,
     chain: &mut BioChain,
 ) -> Result<(), BlkStatus> {
-    let bytes = total(data);
+    let bytes = data.bytes();
     let whole = bytes > 0 && bytes.is_multiple_of(SEGMENT_BYTES as u64);
     if !whole || bytes > SEGMENT_BYTES as u64 * u64::from(DiskConfig::RANGES_MAX) {
         return Err(BlkStatus::IoErr);
     }
     for _ in 0..bytes / SEGMENT_BYTES as u64 {
-        let mut segment = [0; SEGMENT_BYTES];
-        take_front(data, &mut segment, builder.pin)?;
+        let segment: [u8; SEGMENT_BYTES] = data.take_front(builder.pin)?;
         append(kind, segment, builder, chain)?;
     }
     Ok(())

@@ -64,7 +64,7 @@ impl RequestQueue {
 
     /// A block of which the bio has a part was read or written, `wholly` or not: then it is once more from its start.
     fn moved_block(&mut self, mut request: Request, wholly: bool) {
-        let (Some(partial), Some(bounce)) = (request.partial, &request.bounce) else {
+        let (Some(partial), Some(bounce)) = (request.partial, &request.bio().bounce) else {
             unreachable!("a part of a block is bounced")
         };
         let len = u32::try_from(partial.len).expect("a block is small");
