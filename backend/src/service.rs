@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use sluice_blk::disk::{Cache, Discard};
@@ -79,13 +80,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// How many heads are taken in a turn. What a disk does at once is with the driver before more is taken, so that both
-    /// have something to do: small enough for that, and large enough to make little of what each turn costs.
-    const TURN_HEADS: u32 = 16;
+    /// How many heads are taken in a turn: half of what the driver waits for, between these. What a disk does at once
+    /// is with the driver before the other half is taken, so that both have something to do; and each time the driver is
+    /// called if it sleeps, which costs as much as several requests.
+    const TURN_HEADS: RangeInclusive<usize> = 4..=64;
 
-    /// How many bytes are to be moved by what is taken in a turn, and at most one chain more: some 10 us, for the same
+    /// How many bytes are to be moved by what is taken in a turn, and at most one chain more: some 50 us, for the same
     /// reason.
-    const TURN_BYTES: usize = 128 << 10;
+    const TURN_BYTES: usize = 512 << 10;
 
     /// How many descriptors are walked in a turn, and at most one chain more: some 0.1 ms. Chains of as many segments as
     /// may be would take a thousand times as long as small ones.
@@ -158,7 +160,7 @@ impl Service {
     /// Whether a turn would take something from the ring. Costs a look at the driver's index.
     #[must_use]
     pub fn has_heads(&self) -> bool {
-        !self.armed && self.vring.has_heads() && self.can_fetch()
+        !self.armed && self.vring.available() > 0 && self.can_fetch()
     }
 
     /// Whether nothing is to be done before the driver kicks.
@@ -206,8 +208,9 @@ impl Service {
     /// Takes heads and submits what they ask for: a turn's worth. Returns whether there were any.
     fn fetch(&mut self) -> bool {
         let enough = self.parser.walked() + Self::TURN_DESCRIPTORS;
+        let half = (self.queue.under_way() + self.vring.available()).div_ceil(2);
         let mut bytes = 0;
-        for taken in 0..Self::TURN_HEADS {
+        for taken in 0..half.clamp(*Self::TURN_HEADS.start(), *Self::TURN_HEADS.end()) {
             let full = bytes >= Self::TURN_BYTES || self.parser.walked() >= enough;
             if full || !self.can_fetch() {
                 return taken > 0;

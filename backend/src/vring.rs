@@ -258,10 +258,10 @@ impl Vring {
         self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
     }
 
-    /// Whether the driver has made something available that was not taken.
+    /// How many heads the driver has made available that were not taken, if it is honest: it may say anything.
     #[must_use]
-    pub fn has_heads(&self) -> bool {
-        self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed) != self.next_avail
+    pub fn available(&self) -> usize {
+        usize::from(self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed).wrapping_sub(self.next_avail))
     }
 
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
@@ -275,7 +275,7 @@ impl Vring {
         }
         // The wish has to be visible before the index is read, or a kick is missed.
         fence(Ordering::SeqCst);
-        self.has_heads()
+        self.available() > 0
     }
 
     /// Asks the driver not to kick. With event indices that is so by itself once the index passed the event.
