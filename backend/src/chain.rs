@@ -110,6 +110,7 @@ impl Buffers {
     }
 
     /// Takes the last byte: its address, unless that wraps. `None` when there is no byte.
+    #[inline]
     fn take_last(&mut self) -> Option<Option<u64>> {
         let last = self.list.last_mut()?;
         last.len -= 1;
@@ -143,6 +144,7 @@ impl Buffers {
     }
 
     /// Drops the first bytes of the first buffer.
+    #[inline]
     fn skip(&mut self, bytes: usize) {
         let first = &mut self.list[self.start];
         first.len -= bytes;
@@ -206,6 +208,7 @@ impl ChainParser {
     }
 
     /// Walks the chain and sorts its buffers. Empty ones are left out.
+    #[inline]
     fn collect(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<(), RingFault> {
         self.readable.clear();
         self.writable.clear();
@@ -265,6 +268,7 @@ impl ChainParser {
         Err(fault("is longer than its indirect table"))
     }
 
+    #[inline]
     fn sort(&mut self, descriptor: Descriptor) {
         let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len() as usize };
         self.has_readable |= !descriptor.is_write_only();
@@ -281,6 +285,7 @@ impl ChainParser {
     }
 
     /// The last writable byte, which is not data.
+    #[inline]
     fn take_status(&mut self, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
         if !self.has_readable {
@@ -292,6 +297,7 @@ impl ChainParser {
     }
 
     /// What the header says, with the data that belongs to it.
+    #[inline]
     fn interpret(&mut self, builder: &mut Builder<'_>) -> Result<Action, BlkStatus> {
         if self.disorder {
             return Err(BlkStatus::IoErr);
@@ -340,6 +346,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// A read into, or a write from, `data`. `other` is data that goes the other way, of which there must be none.
+    #[inline]
     fn transfer(
         &mut self,
         op: Op,
@@ -378,12 +385,14 @@ impl Builder<'_> {
     }
 
     /// A range of the disk, in whole blocks as the queue takes them.
+    #[inline]
     fn range(&self, start: Sector, len: u64) -> Result<DiskRange, BlkStatus> {
         let block = self.queue.limits().logical_block_size;
         DiskRange::new(start, len, self.config.capacity(), block).map_err(|_| BlkStatus::IoErr)
     }
 
     /// Bios for `op` with the memory that `data` names, as many as that takes.
+    #[inline]
     fn map(&mut self, op: Op, range: DiskRange, data: &[Buffer]) -> Result<BioChain, BlkStatus> {
         let mut chain = BioChain::new();
         let mapped = self.map_into(&mut chain, op, range, data);
@@ -394,6 +403,7 @@ impl Builder<'_> {
         Ok(chain)
     }
 
+    #[inline]
     fn map_into(
         &mut self,
         chain: &mut BioChain,

@@ -184,6 +184,7 @@ impl Vring {
     /// # Panics
     /// When `index` is not below the ring's size.
     #[must_use]
+    #[inline]
     pub fn descriptor(&self, index: u16) -> Descriptor {
         assert!(index < self.size, "descriptor {index} of {}", self.size);
         self.desc.read(16 * usize::from(index))
@@ -194,6 +195,7 @@ impl Vring {
     ///
     /// # Errors
     /// [`RingFault`] when the index or the head cannot be. Nothing is taken.
+    #[inline]
     pub fn take_head(&mut self) -> Result<Option<u16>, RingFault> {
         if self.next_avail == self.seen_avail {
             // Acquire: the entries, and what they lead to, were written before the index.
@@ -223,6 +225,7 @@ impl Vring {
     ///
     /// # Panics
     /// When the head is not in flight.
+    #[inline]
     pub fn put_used(&mut self, head: u16, len: u32) {
         let was_in_flight = std::mem::take(&mut self.in_flight[usize::from(head)]);
         assert!(was_in_flight, "head {head} is given back once");

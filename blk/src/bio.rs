@@ -121,6 +121,7 @@ impl Bio {
     }
 
     /// Whether a transfer concerns as much of the disk as of memory.
+    #[inline]
     pub(crate) fn is_sound(&self) -> bool {
         let moves_data = matches!(self.op, Op::Read | Op::Write { .. });
         !moves_data || self.range.len() == self.sg.bytes() as u64
@@ -140,6 +141,7 @@ impl Bio {
         end.insert(bio)
     }
 
+    #[inline]
     fn reset(&mut self) {
         self.range = DiskRange::none();
         self.sg.clear();
@@ -165,6 +167,7 @@ impl BioChain {
     }
 
     /// Appends a bio, and gives it back to be filled.
+    #[inline]
     pub fn push(&mut self, bio: Box<Bio>) -> &mut Bio {
         debug_assert!(bio.next.is_none(), "a bio is in one chain");
         self.count += 1;
@@ -175,6 +178,7 @@ impl BioChain {
     }
 
     /// Takes the first bio.
+    #[inline]
     pub fn pop(&mut self) -> Option<Box<Bio>> {
         let mut bio = self.head.take()?;
         self.head = bio.next.take();
@@ -202,6 +206,7 @@ impl BioChain {
     /// Whether all bios go in the direction of the first, as blk_make_request(9) demands (Linux has a BUG where they do not,
     /// since the driver has made the mistake; here a chain is handed back).
     #[must_use]
+    #[inline]
     pub fn has_one_direction(&self) -> bool {
         let mut directions = self.iter().map(|bio| bio.op.direction());
         let first = directions.next();
@@ -230,6 +235,7 @@ impl BioSet {
 
     /// Whether a chain of any legal length can be built now.
     #[must_use]
+    #[inline]
     pub fn has_chain(&self) -> bool {
         self.pool.available() >= Self::CHAIN_MAX + Self::SPLIT_RESERVE
     }
@@ -237,6 +243,7 @@ impl BioSet {
     /// An empty bio for `op` on `range`; `None` while all are in use (Linux: `bio_alloc_bioset`, which may sleep for the
     /// first bio of a caller and has a rescuer thread for the others).
     #[must_use]
+    #[inline]
     pub fn try_take(&mut self, op: Op, range: DiskRange) -> Option<Box<Bio>> {
         let mut bio = self.pool.try_take()?;
         bio.op = op;
@@ -245,6 +252,7 @@ impl BioSet {
     }
 
     /// Returns a bio; it lets go of its memory (Linux: `bio_put`).
+    #[inline]
     pub fn put(&mut self, mut bio: Box<Bio>) {
         bio.reset();
         self.pool.put(bio);

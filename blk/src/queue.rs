@@ -273,6 +273,7 @@ impl RequestQueue {
     /// Whether a chain of any legal length can be built and submitted now. To be asked before a head is taken from
     /// the guest's ring: what is not taken waits there.
     #[must_use]
+    #[inline]
     pub fn can_accept(&self) -> bool {
         !self.is_full() && self.bios.has_chain() && self.arena.prepare(Self::PAGES_TO_ACCEPT, Gfp::NOWAIT)
     }
@@ -311,12 +312,14 @@ impl RequestQueue {
     ///
     /// # Panics
     /// When a range is not as long as its memory, or, later, when a chain ends within a block.
+    #[inline]
     pub fn submit(&mut self, chain: BioChain, cookie: u32) -> Result<(), Refused> {
         let chain = Self::check(chain)?;
         assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory: {chain:?}");
         self.park_chain(chain, cookie)
     }
 
+    #[inline]
     fn check(chain: BioChain) -> Result<BioChain, Refused> {
         if chain.is_empty() {
             return Err(Refused { chain, reason: RefuseReason::Empty });
@@ -328,10 +331,12 @@ impl RequestQueue {
     }
 
     /// Whether as many chains are submitted, or done and not reaped, as the queue was made for.
+    #[inline]
     fn is_full(&self) -> bool {
         self.free_chains.len() <= self.done.len()
     }
 
+    #[inline]
     fn park_chain(&mut self, mut chain: BioChain, cookie: u32) -> Result<(), Refused> {
         if self.is_full() {
             return Err(Refused { chain, reason: RefuseReason::Full });

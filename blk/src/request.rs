@@ -63,6 +63,7 @@ impl TagSet {
     }
 
     /// A tag, or `None` while all are in flight.
+    #[inline]
     pub fn try_take(&mut self) -> Option<Tag> {
         self.free.pop()
     }
@@ -71,6 +72,7 @@ impl TagSet {
     ///
     /// # Panics
     /// When more come back than were given.
+    #[inline]
     pub fn put(&mut self, tag: Tag) {
         assert!(self.free.len() < usize::from(self.depth), "tag {} came back twice", tag.0);
         self.free.push(tag);
@@ -130,24 +132,24 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request for `bios`, whose memory is that of the only bio, or of `bounce`.
-    pub(crate) fn new(tag: Tag, command: Command, mut bios: Box<Bio>, bounce: Option<Bounce>) -> Self {
-        debug_assert!(bios.next.is_none() || bounce.is_some());
+    /// A request for `bios`, whose memory is that of the only bio, or of the first one's bounce buffer.
+    #[inline]
+    pub(crate) fn new(tag: Tag, command: Command, bios: Box<Bio>) -> Self {
+        debug_assert!(bios.next.is_none() || bios.bounce.is_some());
         let more = bios.list().skip(1).map(|bio| bio.range.len()).sum();
         let range = bios.range.extended(more);
-        bios.bounce = bounce;
         Self { tag, command, bios, range, partial: None, held: None, retries: 0 }
     }
 
-    /// A request for a bio that is a part of a block of `block` bytes, which `bounce` stands in for. It begins with
-    /// reading the block.
-    pub(crate) fn part_of_block(tag: Tag, bio: Box<Bio>, block: u64, bounce: Bounce) -> Self {
+    /// A request for a bio that is a part of a block of `block` bytes, which its bounce buffer stands in for. It begins
+    /// with reading the block.
+    pub(crate) fn part_of_block(tag: Tag, bio: Box<Bio>, block: u64) -> Self {
         let range = bio.range.around(block);
         let in_block = |bytes: u64| usize::try_from(bytes).expect("a block is small");
         let partial =
             Partial { skip: in_block(bio.range.offset() - range.offset()), len: in_block(bio.range.len()) };
         debug_assert_eq!(range.len(), block, "a part of one block");
-        Self { range, partial: Some(partial), ..Self::new(tag, Command::Read, bio, Some(bounce)) }
+        Self { range, partial: Some(partial), ..Self::new(tag, Command::Read, bio) }
     }
 
     /// Its number among the requests in flight.
@@ -182,6 +184,12 @@ impl Request {
         self.bios.bounce.as_ref().map_or(&self.bios.sg, Bounce::pages)
     }
 
+    /// Whether it is one bio in memory of its own: what was moved need not be copied or divided.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.bios.next.is_none() && self.bios.bounce.is_none()
+    }
+
     /// The first bio that is not done.
     pub(crate) fn bio(&self) -> &Bio {
         &self.bios
@@ -189,6 +197,7 @@ impl Request {
 
     /// The first `count` bytes are done: they are copied out where that is due. Returns a bio that is done with them
     /// and not the last: to be called again with what is left of `count` until it returns none.
+    #[inline]
     pub(crate) fn advance(&mut self, count: &mut u32) -> Option<Box<Bio>> {
         let now = u32::try_from(self.bios.range.len()).unwrap_or(u32::MAX).min(*count);
         *count -= now;
@@ -210,6 +219,7 @@ impl Request {
     }
 
     /// The tag, and the bios that are not done.
+    #[inline]
     pub(crate) fn into_parts(mut self) -> (Tag, Box<Bio>) {
         self.bios.bounce = None;
         (self.tag, self.bios)

@@ -49,6 +49,7 @@ impl DiskRange {
     ///
     /// # Errors
     /// [`RangeError`] when that is not a range of such a disk.
+    #[inline]
     pub fn new(start: Sector, len: u64, capacity: Sector, block: u32) -> Result<Self, RangeError> {
         let past_end = RangeError::PastEnd { start: start.0, len, capacity: capacity.0 };
         let offset = start.0.checked_mul(SECTOR_SIZE).ok_or(past_end)?;
@@ -100,6 +101,7 @@ impl DiskRange {
     /// # Panics
     /// When the range has fewer.
     #[must_use]
+    #[inline]
     pub fn take_front(&mut self, count: u64) -> Self {
         assert!(count <= self.len, "{count} bytes of a range of {}", self.len);
         let front = Self { offset: self.offset, len: count };

@@ -63,6 +63,7 @@ pub struct Piece {
 /// # Ok::<(), sluice_blk::sector::RangeError>(())
 /// ```
 #[must_use]
+#[inline]
 pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     let len = bio.range.len();
     if matches!(bio.op, Op::Flush | Op::DeviceId) {
@@ -85,11 +86,13 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
 }
 
 /// Whether the disk is given memory for the bio.
+#[inline]
 fn moves_data(bio: &Bio) -> bool {
     bio.zero_by_writing || matches!(bio.op, Op::Read | Op::Write { .. })
 }
 
 /// Why the memory of a piece of `bytes`, whole blocks, has to be bounced, if it has to.
+#[inline]
 fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceReason> {
     if bio.zero_by_writing {
         return Some(BounceReason::Zeroes);

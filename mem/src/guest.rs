@@ -100,6 +100,7 @@ impl GuestMem {
     ///
     /// # Errors
     /// [`BadAddress`] when `addr` is in no region.
+    #[inline]
     pub(crate) fn piece(&self, addr: u64, len: usize) -> Result<(IoVec, bool), BadAddress> {
         let (region, room) = self.find(addr).ok_or(BadAddress { addr, len: len as u64 })?;
         let take = len.min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -141,6 +142,7 @@ impl MemPin {
     ///
     /// # Errors
     /// [`BadAddress`] when they are in none, or not in one.
+    #[inline]
     pub fn slice(&self, addr: u64, len: usize) -> Result<GuestSlice, BadAddress> {
         let bad = BadAddress { addr, len: len as u64 };
         let (region, room) = self.memory().find(addr).ok_or(bad)?;
@@ -175,11 +177,13 @@ impl MemPin {
     /// [`BadAddress`].
     #[inline]
     pub fn read_value<T: ByteValued>(&self, addr: u64) -> Result<T, BadAddress> {
-        if let Ok(slice) = self.slice(addr, size_of::<T>()) {
-            return Ok(slice.read(0));
-        }
         let mut value = T::zeroed();
-        self.read(addr, value.as_mut_slice())?;
+        let (piece, _) = self.memory().piece(addr, size_of::<T>())?;
+        if piece.len() == size_of::<T>() {
+            piece.copy_out(value.as_mut_slice());
+        } else {
+            self.read(addr, value.as_mut_slice())?;
+        }
         Ok(value)
     }
 

@@ -29,6 +29,7 @@ impl<T> Mempool<T> {
     }
 
     /// An object, or `None` while all are in use (Linux: `mempool_alloc`). It is as its last user returned it.
+    #[inline]
     pub fn try_take(&mut self) -> Option<Box<T>> {
         self.free.pop()
     }
@@ -37,6 +38,7 @@ impl<T> Mempool<T> {
     ///
     /// # Panics
     /// When more objects come back than were ever handed out, which would make the pool grow.
+    #[inline]
     pub fn put(&mut self, object: Box<T>) {
         assert!(self.free.len() < self.capacity, "a mempool got back more than it gave");
         self.free.push(object);

@@ -91,6 +91,7 @@ impl IoVec {
     }
 
     /// Copies the piece out. Crate-private: whoever calls it has what keeps the piece alive.
+    #[inline]
     pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
         assert_eq!(bytes.len(), self.len());
         // SAFETY: a piece is mapped memory of `len` bytes; `bytes` is as long, and not part of it, being ours.
@@ -175,6 +176,7 @@ impl SgList {
     }
 
     /// Empties the list and lets go of its memory.
+    #[inline]
     pub fn clear(&mut self) {
         // What is left in `inline` is outside of `start..end`, and seen by nobody.
         (self.start, self.end, self.bytes, self.pinnable) = (0, 0, 0, true);
@@ -184,12 +186,14 @@ impl SgList {
 
     /// How many bytes the pieces have together.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// The pieces. Valid to use while the list is neither changed nor dropped.
     #[must_use]
+    #[inline]
     pub fn pieces(&self) -> &[IoVec] {
         &self.all()[self.start..self.end]
     }
@@ -203,6 +207,7 @@ impl SgList {
     ///
     /// # Panics
     /// When the list already has pieces of another snapshot of memory.
+    #[inline]
     pub fn push_guest(
         &mut self,
         pin: &MemPin,
@@ -266,6 +271,7 @@ impl SgList {
     ///
     /// # Panics
     /// When the list has fewer bytes.
+    #[inline]
     pub fn advance(&mut self, count: usize) {
         assert!(count <= self.bytes, "{count} bytes of a list of {}", self.bytes);
         self.bytes -= count;
@@ -399,6 +405,7 @@ impl SgList {
     }
 
     /// Makes room for `piece`. False when the list is full.
+    #[inline]
     fn reserve(&mut self, piece: IoVec, arena: &Arena) -> Result<bool, SgError> {
         if self.end < Self::INLINE || self.merges(piece) {
             return Ok(true);
@@ -411,11 +418,13 @@ impl SgList {
         Ok(self.end < Self::CAPACITY)
     }
 
+    #[inline]
     fn merges(&self, piece: IoVec) -> bool {
         self.end > self.start && self.all()[self.end - 1].end() == piece.as_ptr().addr()
     }
 
     /// Appends a piece for which there is room.
+    #[inline]
     fn append(&mut self, piece: IoVec) {
         self.bytes += piece.len();
         let end = self.end;

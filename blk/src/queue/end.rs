@@ -11,6 +11,7 @@ impl RequestQueue {
     /// How often in a row an engine may say "interrupted" or "again" of one request.
     pub(super) const RETRIES_MAX: u8 = 64;
 
+    #[inline]
     pub(super) fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
         self.engine.submit(request)?;
         self.stats.requests.add(1);
@@ -18,6 +19,7 @@ impl RequestQueue {
     }
 
     /// A request came back from the engine.
+    #[inline]
     pub(super) fn end(&mut self, request: Request, result: IoResult) {
         self.stalled = false;
         let left = request.len();
@@ -48,8 +50,12 @@ impl RequestQueue {
     }
 
     /// `count` bytes were read or written; when that is not all, the rest is tried.
+    #[inline]
     fn moved(&mut self, mut request: Request, count: u32) {
         self.account(&request, count);
+        if request.is_plain() && u64::from(count) == request.len() {
+            return self.finish_request(request, Status::Ok);
+        }
         let mut left = count;
         while let Some(bio) = request.advance(&mut left) {
             self.finish(bio, Status::Ok);
@@ -102,6 +108,7 @@ impl RequestQueue {
     }
 
     /// Counts bytes that the guest wanted read or written.
+    #[inline]
     fn account(&mut self, request: &Request, count: u32) {
         if request.command == Command::Read {
             // What a chain has in memory was checked to fit a u32.
@@ -149,6 +156,7 @@ impl RequestQueue {
     }
 
     /// The first failures are told, then ever fewer: a guest must not fill the log.
+    #[cold]
     fn log_failure(&self, request: &Request, result: IoResult) {
         let count = self.stats.failed.value() + 1;
         if !count.is_power_of_two() {
@@ -167,6 +175,7 @@ impl RequestQueue {
     }
 
     /// Gives back the tag and the blocks of a request. The bios that are not done are left.
+    #[inline]
     fn release(&mut self, mut request: Request) -> Box<Bio> {
         if let (Some(held), Some(writes)) = (request.held.take(), &self.writes) {
             writes.overlaps.put(writes.writer, held);
@@ -176,6 +185,7 @@ impl RequestQueue {
         bios
     }
 
+    #[inline]
     fn finish_request(&mut self, request: Request, status: Status) {
         let mut next = Some(self.release(request));
         while let Some(mut bio) = next {
@@ -185,6 +195,7 @@ impl RequestQueue {
     }
 
     /// A bio is done; with the last of its chain the chain is.
+    #[inline]
     pub(super) fn finish(&mut self, bio: Box<Bio>, status: Status) {
         let index = bio.chain;
         self.bios.put(bio);

@@ -19,6 +19,7 @@ enum Step {
 
 impl RequestQueue {
     /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
+    #[inline]
     pub(super) fn start(&mut self, mut bio: Box<Bio>) -> Result<(), Box<Bio>> {
         if self.chains[bio.chain as usize].status != Status::Ok {
             // Another part of the same chain has failed, so this part need not be tried.
@@ -54,6 +55,7 @@ impl RequestQueue {
     }
 
     /// What the disk has to do for a bio.
+    #[inline]
     fn next_step(&self, bio: &Bio) -> Step {
         let durable = |fua: bool| fua && !self.config.ignore_flush;
         let unmaps = !self.unsupported.zero_unmap && !self.config.ignore_discard;
@@ -83,6 +85,7 @@ impl RequestQueue {
     ///
     /// Where the memory for a bounce buffer is short, the piece is as large as there is memory for: a partial allocation is
     /// progress.
+    #[inline]
     fn affordable(&self, bio: &Bio) -> Option<Piece> {
         let piece = next_piece(bio, &self.config.limits);
         let cut = piece.bytes != bio.range.len();
@@ -107,6 +110,7 @@ impl RequestQueue {
 
     /// Takes the blocks that a piece writes to, on a disk whose guests write parts of blocks. `Err` when somebody else
     /// has them: then this thread is woken when they are free.
+    #[inline]
     fn hold(&mut self, bio: &Bio, piece: Piece) -> Result<Option<Held>, Busy> {
         let Some(writes) = &mut self.writes else { return Ok(None) };
         if bio.op == Op::Read || bio.op == Op::Flush {
@@ -133,17 +137,19 @@ impl RequestQueue {
     }
 
     /// The request for a piece that [`RequestQueue::affordable`] has found.
+    #[inline]
     fn request(&mut self, bio: Box<Bio>, piece: Piece, command: Command) -> Request {
         let tag = self.tags.try_take().expect("it was affordable");
         match piece.bounce {
-            None => Request::new(tag, command, self.cut(bio, piece.bytes), None),
+            None => Request::new(tag, command, self.cut(bio, piece.bytes)),
             Some(BounceReason::PartialBlock) => {
                 let block = self.config.limits.unit();
-                let bounce = self.bounce(block, BounceReason::PartialBlock);
-                Request::part_of_block(tag, self.cut(bio, piece.bytes), block, bounce)
+                let mut bio = self.cut(bio, piece.bytes);
+                bio.bounce = Some(self.bounce(block, BounceReason::PartialBlock));
+                Request::part_of_block(tag, bio, block)
             }
             Some(reason) => {
-                let bios = match reason {
+                let mut bios = match reason {
                     BounceReason::Fragmented => self.join(bio, piece.bytes),
                     _ => self.cut(bio, piece.bytes),
                 };
@@ -151,12 +157,14 @@ impl RequestQueue {
                 if reason != BounceReason::Zeroes && command != Command::Read {
                     copy_in(&bounce, &bios);
                 }
-                Request::new(tag, command, bios, Some(bounce))
+                bios.bounce = Some(bounce);
+                Request::new(tag, command, bios)
             }
         }
     }
 
     /// The first `bytes` of a bio. What is left of it goes back to the front of the FIFO.
+    #[inline]
     fn cut(&mut self, mut bio: Box<Bio>, bytes: u64) -> Box<Bio> {
         if bytes == bio.range.len() {
             return bio;

@@ -136,7 +136,7 @@ impl Rig {
         let range = DiskRange::new(Sector(offset / 512), len, Sector(u64::MAX), 512).expect("whole sectors");
         let mut bio = self.bios.try_take(Op::Read, range).expect("a bio is free");
         bio.sg = self.ram.list(pieces.iter().copied());
-        Request::new(self.tags.try_take().expect("a tag is free"), command, bio, None)
+        Request::new(self.tags.try_take().expect("a tag is free"), command, bio)
     }
 
     /// Waits for `count` requests to finish.
