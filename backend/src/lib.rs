@@ -17,6 +17,7 @@
 //! | [`chain`] | descriptor chain to bio chain: the trust boundary | virtio 5.2.6 |
 //! | [`service`] | one ring being served | |
 //! | [`worker`], [`workers`] | the threads that serve rings | |
+//! | `pace` | how long a worker looks for work before it sleeps | |
 //! | [`call`] | calling a driver without waiting for anybody | |
 //! | [`event`] | one thread waking another | |
 //! | [`ratelimit`] | a bound on what can be logged | |
@@ -33,6 +34,7 @@ pub mod device;
 mod doubles;
 pub mod event;
 mod inbox;
+mod pace;
 pub mod ratelimit;
 pub mod reactor;
 pub mod rings;

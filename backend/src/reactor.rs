@@ -92,6 +92,15 @@ impl Reactor {
         }
     }
 
+    /// Whether a turn would bring something, as far as that can be told without a system call.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        match self {
+            Self::Uring { ring, .. } => ring.has_events(),
+            Self::Epoll(_) => false,
+        }
+    }
+
     /// Submits I/O, and collects what has happened into `wakes`; with `wait` not before something has.
     ///
     /// # Errors

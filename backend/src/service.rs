@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use sluice_blk::disk::{Cache, Discard};
@@ -73,14 +74,23 @@ pub struct Service {
     kick: Arc<File>,
     call: Option<Call>,
     err: Option<Arc<File>>,
-    /// There may be heads to take, and kicks are off.
-    ready: bool,
+    /// Whether the driver kicks for what it makes available. While it does not, somebody has to look at the ring.
+    armed: bool,
     broken: bool,
 }
 
 impl Service {
+    /// How many heads are taken in a turn: half of what the driver waits for, between these. What a disk does at once
+    /// is with the driver before the other half is taken, so that both have something to do; and each time the driver is
+    /// called if it sleeps, which costs as much as several requests.
+    const TURN_HEADS: RangeInclusive<usize> = 4..=64;
+
+    /// How many bytes are to be moved by what is taken in a turn, and at most one chain more: some 50 us, for the same
+    /// reason.
+    const TURN_BYTES: usize = 512 << 10;
+
     /// How many descriptors are walked in a turn, and at most one chain more: some 0.1 ms. Chains of as many segments as
-    /// may be, in a whole ring of them, would take a thousand times as long as small ones.
+    /// may be would take a thousand times as long as small ones.
     const TURN_DESCRIPTORS: u64 = 2048;
 
     /// Starts serving, on the thread of `ring` that `wake` wakes. Kicks from before count: whatever is available already
@@ -108,7 +118,7 @@ impl Service {
             kick: setup.kick,
             call: setup.call.map(Call::new),
             err: setup.err,
-            ready: true,
+            armed: false,
             broken: false,
         })
     }
@@ -126,22 +136,55 @@ impl Service {
         self.call_driver();
     }
 
-    /// The driver has kicked.
-    pub fn kicked(&mut self) {
-        if !self.ready && !self.broken {
+    /// The driver has kicked, or may soon do so: its ring is looked at from now on.
+    pub fn disarm(&mut self) {
+        if self.armed {
             self.vring.disable_kick();
-            self.ready = true;
+            self.armed = false;
         }
     }
 
-    /// Does all there is to do now, without waiting. Returns whether there may be more at once.
+    /// Asks the driver to kick, as nobody looks at the ring any more. Returns whether something is there already: then
+    /// it does not kick, and is served in the next turn.
+    pub fn arm(&mut self) -> bool {
+        if self.armed || !self.can_fetch() {
+            return false;
+        }
+        self.armed = !self.vring.enable_kick();
+        if !self.armed {
+            self.vring.disable_kick();
+        }
+        !self.armed
+    }
+
+    /// Whether a turn would take something from the ring. Costs a look at the driver's index.
+    #[must_use]
+    pub fn has_heads(&self) -> bool {
+        !self.armed && self.vring.available() > 0 && self.can_fetch()
+    }
+
+    /// Whether nothing is to be done before the driver kicks.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        (self.armed || self.broken) && self.is_idle()
+    }
+
+    /// Not of a broken ring, and not before the queue has room again: what is there waits for a completion.
+    fn can_fetch(&self) -> bool {
+        !self.broken && self.queue.can_accept()
+    }
+
+    /// Does a share of what there is to do, without waiting: other rings of the thread come to their turn, and what has
+    /// been done reaches the driver. Returns whether there may be more at once.
     pub fn turn(&mut self, stopping: bool) -> bool {
-        if self.ready && !stopping {
-            self.fetch();
+        let mut more = self.complete();
+        if !stopping && !self.armed {
+            more |= self.fetch();
         }
         self.queue.dispatch();
-        self.complete();
-        self.queue.has_parked() || (self.ready && !stopping && self.queue.can_accept())
+        // What is done already: engines that need not wait, and requests that need no engine.
+        more |= self.complete();
+        more || self.queue.has_parked()
     }
 
     /// Whether nothing of the ring is in flight.
@@ -162,40 +205,44 @@ impl Service {
         self.broken
     }
 
-    /// Takes heads and submits what they ask for: no more heads than the ring has descriptors, and no more than have a
-    /// turn's worth of descriptors themselves, so that the other rings of the thread come to their turn.
-    fn fetch(&mut self) {
+    /// Takes heads and submits what they ask for: a turn's worth. Returns whether there were any.
+    fn fetch(&mut self) -> bool {
         let enough = self.parser.walked() + Self::TURN_DESCRIPTORS;
-        for _ in 0..self.vring.size() {
-            if !self.queue.can_accept() || self.parser.walked() >= enough {
-                // `ready` stays: to be continued after a completion, or in the next turn.
-                return;
+        let half = (self.queue.under_way() + self.vring.available()).div_ceil(2);
+        let mut bytes = 0;
+        for taken in 0..half.clamp(*Self::TURN_HEADS.start(), *Self::TURN_HEADS.end()) {
+            let full = bytes >= Self::TURN_BYTES || self.parser.walked() >= enough;
+            if full || !self.can_fetch() {
+                return taken > 0;
             }
-            match self.vring.take_head() {
-                Ok(Some(head)) => {
-                    if let Err(fault) = self.begin(head) {
-                        return self.break_ring(fault);
-                    }
+            let begun = match self.vring.take_head() {
+                Ok(None) => return taken > 0,
+                Ok(Some(head)) => self.begin(head),
+                Err(fault) => Err(fault),
+            };
+            match begun {
+                Ok(more) => bytes += more,
+                Err(fault) => {
+                    self.break_ring(fault);
+                    return true;
                 }
-                Ok(None) => {
-                    self.ready = self.vring.enable_kick();
-                    if !self.ready {
-                        return;
-                    }
-                    self.vring.disable_kick();
-                }
-                Err(fault) => return self.break_ring(fault),
             }
         }
+        true
     }
 
-    fn begin(&mut self, head: u16) -> Result<(), RingFault> {
+    /// Submits what a head asks for. Returns how many bytes that moves.
+    fn begin(&mut self, head: u16) -> Result<usize, RingFault> {
         let parsed =
             self.parser.parse(&self.vring, head, &self.pin, self.device.config(), &mut self.queue)?;
         let cookie = u32::from(head);
+        let mut bytes = 0;
         self.statuses[usize::from(head)] = Some(parsed.status);
         let accepted = match parsed.action {
-            Action::Submit(chain) => self.queue.submit(chain, cookie),
+            Action::Submit(chain) => {
+                bytes = chain.iter().map(|bio| bio.sg.bytes()).sum();
+                self.queue.submit(chain, cookie)
+            }
             Action::Passthrough(chain, command) => self
                 .queue
                 .make_request(chain, Gfp::NOWAIT)
@@ -210,19 +257,25 @@ impl Service {
             self.queue.bios().put_chain(chain);
             self.finish(head, BlkStatus::IoErr, 0);
         }
-        Ok(())
+        Ok(bytes)
     }
 
-    /// Gives back what is done, and calls the driver if it wants that.
-    fn complete(&mut self) {
+    /// Gives back what is done, and calls the driver if it wants that. Returns whether anything was done: then the
+    /// driver is likely to have more.
+    fn complete(&mut self) -> bool {
         let (vring, statuses) = (&mut self.vring, &mut self.statuses);
         self.queue.reap(|completed| {
             let (head, status, bytes) = answer(completed);
             put(vring, statuses, head, status, bytes);
         });
+        if !self.vring.has_unpublished() {
+            return false;
+        }
         if self.vring.publish() {
             self.call_driver();
         }
+        self.disarm();
+        true
     }
 
     fn finish(&mut self, head: u16, status: BlkStatus, bytes: u32) {
@@ -239,7 +292,6 @@ impl Service {
     fn break_ring(&mut self, fault: RingFault) {
         let line = format_args!("{}: {fault}; the ring stops until it is reset", self.name);
         self.device.faults().log(log::Level::Warn, line);
-        self.ready = false;
         self.broken = true;
         if let Some(err) = &self.err {
             Call::new(Arc::clone(err)).signal();

@@ -235,10 +235,16 @@ impl Vring {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Whether the driver has used elements to be shown.
+    #[must_use]
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.next_used
+    }
+
     /// Shows the driver all used elements. Returns whether it wants to be called.
     #[must_use]
     pub fn publish(&mut self) -> bool {
-        if self.published == self.next_used {
+        if !self.has_unpublished() {
             return false;
         }
         let before = std::mem::replace(&mut self.published, self.next_used);
@@ -255,6 +261,12 @@ impl Vring {
         self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
     }
 
+    /// How many heads the driver has made available that were not taken, if it is honest: it may say anything.
+    #[must_use]
+    pub fn available(&self) -> usize {
+        usize::from(self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed).wrapping_sub(self.next_avail))
+    }
+
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
     /// already: then no kick will come for it.
     pub fn enable_kick(&mut self) -> bool {
@@ -266,7 +278,7 @@ impl Vring {
         }
         // The wish has to be visible before the index is read, or a kick is missed.
         fence(Ordering::SeqCst);
-        self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed) != self.next_avail
+        self.available() > 0
     }
 
     /// Asks the driver not to kick. With event indices that is so by itself once the index passed the event.

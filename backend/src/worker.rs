@@ -1,18 +1,33 @@
 //! A thread that serves rings: its services, its io_uring, and the commands it takes from control threads.
 //!
-//! A worker owns everything it touches; what reaches it from outside comes as a [`Command`] through its mailbox. One
-//! system call per turn submits the I/O of all its rings and waits for whatever happens next. When nothing happens, a
-//! worker sleeps: an idle disk costs nothing.
+//! A worker owns everything it touches; what reaches it from outside comes as a [`Command`] through its mailbox. In a turn
+//! each ring that is not at rest does a share of its work, and one system call submits the I/O of all of them. When
+//! nothing is to be done, a worker looks for a while whether something comes up (`pace`). Then it asks all drivers to
+//! kick, and sleeps: an idle disk costs nothing.
+//!
+//! ```text
+//!  serve: a turn of each ring  <──────────────┐
+//!    │                                        │
+//!  collect: submit, take events ── some ──────┤
+//!    │ none                                   │
+//!  look at rings and events ────── some ──────┤
+//!    │ none for long enough                   │
+//!  arm: kick, drivers! ─────────── some ──────┤
+//!    │ none                                   │
+//!  sleep ─────────────────────────────────────┘
+//! ```
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sluice_blk::overlap::Wake as WakeQueue;
 
 use crate::event::Event;
+use crate::pace::Pace;
 use crate::reactor::{Reactor, Wake};
 use crate::service::{Service, ServiceSetup, StartError};
 
@@ -92,16 +107,45 @@ impl WakeQueue for Mailbox {
 struct Served {
     service: Service,
     token: u32,
+    /// It is among those that have a turn.
+    active: bool,
+    /// How many turns it has had since there was something to do.
+    idle_turns: u32,
     /// Who wants to know when it has stopped.
     stopping: Option<Sender<Stopped>>,
+}
+
+impl Served {
+    /// After so many turns without work a ring is looked at no more, its driver kicks, also when the other rings keep the
+    /// worker awake.
+    const IDLE_TURNS: u32 = 1024;
+
+    /// Returns whether there may be more at once.
+    fn turn(&mut self) -> bool {
+        let mut more = self.service.turn(self.stopping.is_some());
+        self.idle_turns = if more { 0 } else { self.idle_turns.saturating_add(1) };
+        if self.idle_turns > Self::IDLE_TURNS && self.stopping.is_none() {
+            more |= self.service.arm();
+        }
+        more
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.stopping.is_none() && self.service.is_at_rest()
+    }
 }
 
 /// A worker: to be run on its own thread.
 #[derive(Debug)]
 pub struct Worker {
     // Before the reactor: a service waits for its I/O with the reactor's ring when it is dropped.
+    /// In the order of their tokens.
     rings: Vec<Served>,
+    /// Which of them have turns: all that are not at rest.
+    active: Vec<usize>,
     reactor: Reactor,
+    pace: Pace,
+    wakes: Vec<Wake>,
     mailbox: Arc<Mailbox>,
     next_token: u32,
     exit: bool,
@@ -111,13 +155,23 @@ impl Worker {
     /// The mailbox's token; rings have those below.
     const MAILBOX: u32 = u32::MAX - 1;
 
-    /// A worker for the calling thread, which waits on `reactor`.
+    /// A worker for the calling thread, which waits on `reactor`, and stays awake for up to `poll_max` for work that may
+    /// come soon.
     ///
     /// # Errors
     /// When the kernel cannot watch the mailbox.
-    pub fn new(mailbox: Arc<Mailbox>, mut reactor: Reactor) -> io::Result<Self> {
+    pub fn new(mailbox: Arc<Mailbox>, mut reactor: Reactor, poll_max: Duration) -> io::Result<Self> {
         reactor.watch(mailbox.event.as_fd(), Self::MAILBOX)?;
-        Ok(Self { rings: Vec::new(), reactor, mailbox, next_token: 0, exit: false })
+        Ok(Self {
+            rings: Vec::new(),
+            active: Vec::new(),
+            reactor,
+            pace: Pace::new(poll_max),
+            wakes: Vec::with_capacity(64),
+            mailbox,
+            next_token: 0,
+            exit: false,
+        })
     }
 
     /// Serves rings until it is told to exit.
@@ -126,19 +180,70 @@ impl Worker {
     /// When the kernel fails the worker: then it serves nothing any more.
     pub fn run(mut self) -> io::Result<()> {
         let _guard = AbortOnPanic;
-        let mut wakes = Vec::with_capacity(64);
         while !self.exit {
-            let mut more = false;
-            for ring in &mut self.rings {
-                more |= ring.service.turn(ring.stopping.is_some());
-            }
-            more |= self.finish_stopped();
-            self.reactor.turn(!more, &mut wakes)?;
-            for wake in wakes.drain(..) {
-                self.wake(wake)?;
+            let mut more = self.serve();
+            more |= self.collect(false)?;
+            if !more && !self.has_work() {
+                self.rest()?;
             }
         }
         self.reactor.unwatch(self.mailbox.event.as_fd(), Self::MAILBOX)
+    }
+
+    /// A turn of each ring that is not at rest. Returns whether there may be more at once.
+    fn serve(&mut self) -> bool {
+        let (mut more, mut stopped) = (false, false);
+        let rings = &mut self.rings;
+        self.active.retain(|index| {
+            let ring = &mut rings[*index];
+            more |= ring.turn();
+            stopped |= ring.stopping.is_some() && ring.service.is_idle();
+            ring.active = !ring.is_at_rest();
+            ring.active
+        });
+        if stopped {
+            self.let_go();
+        }
+        more
+    }
+
+    /// Submits I/O and takes what has happened; with `wait` not before something has. Returns whether any event fd was
+    /// written to.
+    fn collect(&mut self, wait: bool) -> io::Result<bool> {
+        let mut wakes = std::mem::take(&mut self.wakes);
+        self.reactor.turn(wait, &mut wakes)?;
+        let any = !wakes.is_empty();
+        for wake in wakes.drain(..) {
+            self.wake(wake)?;
+        }
+        self.wakes = wakes;
+        Ok(any)
+    }
+
+    /// Whether there is something to do, as far as that can be told without a system call.
+    fn has_work(&self) -> bool {
+        has_work(&self.reactor, &self.rings, &self.active)
+    }
+
+    /// There is nothing to do: looks for a while whether something comes up, then sleeps until it does.
+    fn rest(&mut self) -> io::Result<()> {
+        let Self { reactor, rings, active, pace, .. } = self;
+        let io = active.iter().any(|index| !rings[*index].service.is_idle());
+        let wait = Pace::begin(io);
+        if !pace.look(&wait, || has_work(reactor, rings, active)) && !self.arm() {
+            self.collect(true)?;
+            self.pace.end(&wait);
+        }
+        Ok(())
+    }
+
+    /// Asks all drivers to kick. Returns whether one has something already.
+    fn arm(&mut self) -> bool {
+        let mut some = false;
+        for index in &self.active {
+            some |= self.rings[*index].service.arm();
+        }
+        some
     }
 
     fn wake(&mut self, wake: Wake) -> io::Result<()> {
@@ -149,13 +254,26 @@ impl Worker {
             for command in self.mailbox.take() {
                 self.obey(command);
             }
-        } else if let Some(ring) = self.rings.iter_mut().find(|ring| ring.token == wake.token) {
+        } else if let Some(index) = self.find(wake.token) {
+            let ring = &mut self.rings[index];
             if wake.ended {
                 self.reactor.watch(ring.service.kick_fd().as_fd(), ring.token)?;
             }
-            ring.service.kicked();
+            ring.service.disarm();
+            self.activate(index);
         }
         Ok(())
+    }
+
+    fn find(&self, token: u32) -> Option<usize> {
+        self.rings.binary_search_by_key(&token, |ring| ring.token).ok()
+    }
+
+    /// Gives a ring turns, until it is at rest.
+    fn activate(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.rings[index].active, true) {
+            self.active.push(index);
+        }
     }
 
     fn obey(&mut self, command: Command) {
@@ -165,13 +283,14 @@ impl Worker {
                 let _ = reply.send(self.start(*setup));
             }
             Command::Stop(id, reply) => {
-                if let Some(ring) = self.rings.iter_mut().find(|ring| ring.token == id.0) {
-                    ring.stopping = Some(reply);
+                if let Some(index) = self.find(id.0) {
+                    self.rings[index].stopping = Some(reply);
+                    self.activate(index);
                 }
             }
             Command::SetCall(id, call, reply) => {
-                if let Some(ring) = self.rings.iter_mut().find(|ring| ring.token == id.0) {
-                    ring.service.set_call(call);
+                if let Some(index) = self.find(id.0) {
+                    self.rings[index].service.set_call(call);
                 }
                 let _ = reply.send(());
             }
@@ -182,19 +301,35 @@ impl Worker {
     fn start(&mut self, setup: ServiceSetup) -> Result<RingId, StartError> {
         let service =
             Service::start(setup, self.reactor.ring(), Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>)?;
-        let token = self.next_token;
+        let (token, index) = self.free_token();
         self.reactor.watch(service.kick_fd().as_fd(), token).map_err(StartError::Host)?;
-        self.next_token = (token + 1) % Self::MAILBOX;
-        self.rings.push(Served { service, token, stopping: None });
+        self.rings.insert(index, Served { service, token, active: false, idle_turns: 0, stopping: None });
+        self.renumber();
         Ok(RingId(token))
     }
 
-    /// Lets go of the rings that were to be stopped and have nothing in flight. Returns whether there were any.
-    fn finish_stopped(&mut self) -> bool {
+    /// A token that no ring has, not even one of those that were stopped lately, and the place of its ring.
+    fn free_token(&mut self) -> (u32, usize) {
+        loop {
+            let token = self.next_token;
+            self.next_token = (token + 1) % Self::MAILBOX;
+            if let Err(index) = self.rings.binary_search_by_key(&token, |ring| ring.token) {
+                return (token, index);
+            }
+        }
+    }
+
+    /// Rings have come or gone: all have a turn, and those at rest will be found to be so.
+    fn renumber(&mut self) {
+        self.active.clear();
+        self.active.extend(0..self.rings.len());
+        self.rings.iter_mut().for_each(|ring| ring.active = true);
+    }
+
+    /// Lets go of the rings that were to be stopped and have nothing in flight.
+    fn let_go(&mut self) {
         let done = |ring: &mut Served| ring.stopping.is_some() && ring.service.is_idle();
-        let mut any = false;
         for ring in self.rings.extract_if(.., done) {
-            any = true;
             let unwatched = self.reactor.unwatch(ring.service.kick_fd().as_fd(), ring.token);
             if let Err(error) = unwatched {
                 log::error!("cannot give up a kick fd: {error}");
@@ -207,8 +342,12 @@ impl Worker {
                 let _ = reply.send(stopped);
             }
         }
-        any
+        self.renumber();
     }
+}
+
+fn has_work(reactor: &Reactor, rings: &[Served], active: &[usize]) -> bool {
+    reactor.has_events() || active.iter().any(|index| rings[*index].service.has_heads())
 }
 
 impl Drop for Worker {

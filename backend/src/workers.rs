@@ -6,10 +6,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::reactor::Reactor;
 use crate::service::{ServiceSetup, StartError};
 use crate::worker::{Command, Mailbox, RingId, Stopped, Worker};
+
+/// How workers are to be.
+#[derive(Debug, Clone)]
+pub struct WorkersOptions {
+    /// How many threads, at least one.
+    pub count: usize,
+    /// The CPUs that they stay on, one each, over again if there are more threads. None: where the kernel puts them.
+    pub cpus: Vec<usize>,
+    /// How long a worker that has nothing to do may stay awake for work that comes soon. Zero: not at all.
+    pub poll_max: Duration,
+}
+
+impl WorkersOptions {
+    /// Chosen by measurement: what a driver that sleeps itself takes to come back, with some room.
+    pub const POLL_MAX: Duration = Duration::from_micros(50);
+
+    /// So many threads, with all else as it is by default.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self { count, cpus: Vec::new(), poll_max: Self::POLL_MAX }
+    }
+}
 
 /// A daemon's worker threads. They end when this is dropped, which must not be before all rings are stopped.
 #[derive(Debug)]
@@ -29,19 +54,24 @@ impl Workers {
     /// Starts `count` threads, at least one.
     ///
     /// # Errors
-    /// When the host has no thread or no io_uring and no epoll for one.
+    /// As [`Workers::start_with`].
     pub fn start(count: usize) -> io::Result<Arc<Self>> {
-        Self::start_on(count, Reactor::new)
+        Self::start_with(&WorkersOptions::new(count), Reactor::new)
     }
 
-    /// Starts `count` threads, at least one, each on a reactor of its own.
+    /// Starts threads, each on a reactor of its own.
     ///
     /// # Errors
-    /// When the host has no thread or no reactor for one.
-    pub fn start_on(count: usize, reactor: fn() -> io::Result<Reactor>) -> io::Result<Arc<Self>> {
+    /// When the host has no thread or no reactor for one, or not the CPU that it is to stay on.
+    pub fn start_with(
+        options: &WorkersOptions,
+        reactor: fn() -> io::Result<Reactor>,
+    ) -> io::Result<Arc<Self>> {
         let mut workers = Self { threads: Vec::new(), next: AtomicUsize::new(0) };
-        for index in 0..count.max(1) {
-            workers.threads.push(Thread::start(index, reactor)?);
+        let mut cpus = options.cpus.iter().copied().cycle();
+        for index in 0..options.count.max(1) {
+            let name = format!("worker-{index}");
+            workers.threads.push(Thread::start(name, cpus.next(), options.poll_max, reactor)?);
         }
         Ok(Arc::new(workers))
     }
@@ -73,13 +103,19 @@ impl Drop for Workers {
 }
 
 impl Thread {
-    fn start(index: usize, reactor: fn() -> io::Result<Reactor>) -> io::Result<Self> {
+    fn start(
+        name: String,
+        cpu: Option<usize>,
+        poll_max: Duration,
+        reactor: fn() -> io::Result<Reactor>,
+    ) -> io::Result<Self> {
         let mailbox = Mailbox::new()?;
         let (reply, answer) = channel();
         let own = Arc::clone(&mailbox);
-        let handle = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let handle = std::thread::Builder::new().name(name).spawn(move || {
             // The ring has to be made by the thread that uses it.
-            let worker = match reactor().and_then(|reactor| Worker::new(own, reactor)) {
+            let worker = cpu.map_or(Ok(()), stay_on).and_then(|()| reactor());
+            let worker = match worker.and_then(|reactor| Worker::new(own, reactor, poll_max)) {
                 Ok(worker) => worker,
                 Err(error) => return drop(reply.send(Err(error))),
             };
@@ -93,6 +129,16 @@ impl Thread {
         answer.recv().map_err(|_| io::Error::other("a worker thread ended at once"))??;
         Ok(Self { mailbox, handle: Some(handle) })
     }
+}
+
+/// Keeps the calling thread on a CPU.
+fn stay_on(cpu: usize) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    if cpu < CpuSet::MAX_CPU {
+        cpus.set(cpu);
+    }
+    sched_setaffinity(None, &cpus)
+        .map_err(|errno| io::Error::other(format!("a thread cannot stay on CPU {cpu}: {errno}")))
 }
 
 /// A ring that a worker serves. Stop it before it is dropped.

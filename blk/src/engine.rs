@@ -19,6 +19,7 @@ pub mod uring;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::fstatfs;
 use rustix::io::Errno;
 
 use crate::request::{IoResult, Request};
@@ -45,6 +46,8 @@ pub struct Backing {
     pub file: File,
     /// Whether it is a block device.
     pub is_block: bool,
+    /// Whether it is in memory, so that no access waits for a disk, but for what was swapped out.
+    pub is_in_memory: bool,
     sync_failed: AtomicBool,
 }
 
@@ -52,7 +55,8 @@ impl Backing {
     /// The backing for an opened file or block device.
     #[must_use]
     pub fn new(file: File, is_block: bool) -> Self {
-        Self { file, is_block, sync_failed: AtomicBool::new(false) }
+        let is_in_memory = !is_block && is_in_memory(&file);
+        Self { file, is_block, is_in_memory, sync_failed: AtomicBool::new(false) }
     }
 
     /// What to say of a sync of which the system says `result`.
@@ -72,6 +76,14 @@ impl Backing {
         }
     }
 }
+
+/// Whether a file is on a file system that is memory (statfs(2)): tmpfs and ramfs.
+fn is_in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|fs| [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&fs.f_type))
+}
+
+/// linux/magic.h
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 #[cfg(test)]
 mod tests;

@@ -388,11 +388,17 @@ impl RequestQueue {
         }
     }
 
+    /// How many chains were submitted and are not done.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.chains.len() - self.free_chains.len()
+    }
+
     /// Whether nothing is submitted, parked or in flight: the memory of all bios is free (Linux: what
     /// `blk_mq_freeze_queue_wait` waits for).
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.free_chains.len() == self.chains.len() && self.done.is_empty()
+        self.under_way() == 0 && self.done.is_empty()
     }
 
     /// Whether something waits for [`RequestQueue::dispatch`] that the engine may take now: not if the last one had to

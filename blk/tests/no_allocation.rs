@@ -55,6 +55,8 @@ static COUNTING: Counting = Counting;
 
 const DISK_BYTES: u64 = 8 << 20;
 const DEPTH: u16 = 8;
+/// The cookie of what erases, which files cannot: it goes all the way to the kernel and back as an error.
+const ERASES: u32 = 7;
 
 /// Wakes nobody: one thread turns both queues.
 #[derive(Debug)]
@@ -88,6 +90,7 @@ impl Rig {
             let config = QueueConfig {
                 device_id: b"allocations".to_vec(),
                 lifetime: Some([0; 6]),
+                secure_erase: true,
                 memory: QueueMemory::of(Budget::new("test's", QueueMemory::LEAST)),
                 overlaps: Some((Arc::clone(disk.overlaps()), Arc::new(Awake))),
                 ..QueueConfig::new(DEPTH, limits)
@@ -142,12 +145,22 @@ impl Rig {
         self.queues[which].execute(request.with(command), 0).expect("not full");
     }
 
+    fn erase(&mut self, which: usize, range: DiskRange) {
+        let chain = self.bare(which, Op::SecureErase, range);
+        let request = self.queues[which].make_request(chain, Gfp::NOWAIT).expect("there is memory");
+        let request = request.with(PassthroughCommand::SecureErase);
+        self.queues[which].execute(request, ERASES).expect("not full");
+    }
+
     /// Waits until all is done.
     fn finish(&mut self) {
         while !self.queues.iter().all(RequestQueue::is_idle) {
             for queue in &mut self.queues {
                 queue.dispatch();
-                queue.reap(|completed| assert_eq!(completed.status, Status::Ok));
+                queue.reap(|completed| {
+                    let expected = if completed.cookie == ERASES { Status::IoErr } else { Status::Ok };
+                    assert_eq!(completed.status, expected);
+                });
             }
             if let Some(ring) = &self.ring {
                 ring.enter(false).expect("io_uring_enter(2)");
@@ -181,6 +194,8 @@ impl Rig {
             self.submit(which, flush);
             self.command(which, PassthroughCommand::DeviceId);
             self.command(which, PassthroughCommand::Lifetime);
+            self.erase(which, range(6 << 20, 64 << 10));
+            self.erase(which, range((7 << 20) + 512, 64 << 10));
             self.finish();
         }
         // Parts of the same blocks, so that each waits for the others.

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::disk_args::{DiskSpec, parse_size};
 use crate::run::RunArgs;
+use crate::worker_args::WorkerArgs;
 
 const ABOUT: &str = "Serves raw files and block devices as disks to virtual machines over vhost-user sockets";
 
@@ -56,6 +57,8 @@ cache, num-queues, queue-size, serial, logical-block-size, discard, discard-gran
 write-zeroes, memory-budget, engine, size. In --disk, a comma inside a value is written twice.
 
 A configuration file:
+  workers = 2
+
   [[disk]]
   socket-path = \"/run/a.sock\"
   blk-file = \"/srv/a.img\"
@@ -90,6 +93,9 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) disk: DiskSpec,
 
+    #[command(flatten)]
+    pub(crate) workers: WorkerArgs,
+
     /// Print what this program can do, as JSON for management tools, and exit
     #[arg(long)]
     pub(crate) print_capabilities: bool,
@@ -117,6 +123,9 @@ pub(crate) struct ServeArgs {
     /// The most memory for the I/O of all disks together, such as 256M [default: what the disks may use each]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory_budget: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) workers: WorkerArgs,
 }
 
 #[cfg(test)]

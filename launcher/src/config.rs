@@ -7,7 +7,8 @@
 //! num-queues = 4
 //! ```
 //!
-//! Beside the disks, `memory-budget` bounds the memory of all of them together.
+//! Beside the disks, `memory-budget` bounds the memory of all of them together, and `workers`, `worker-cpus` and
+//! `poll-max-us` say how the threads are to be that serve them.
 //!
 //! Every error of a file is found in one reading and names file, line and key. The values are read off the parsed
 //! document with their places, not through serde, which would stop at the first error and forget where it was.
@@ -21,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::disk_args::{DiskSpec, Key, ValueKind, parse_size};
 use crate::plan::{Origin, UsageError};
+use crate::worker_args::{WorkerArgs, parse_poll_max, parse_workers};
 
 /// What a file says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) disks: Vec<(DiskSpec, Origin)>,
     /// The most memory for the I/O of all disks, in bytes.
     pub(crate) memory_budget: Option<usize>,
+    /// How the threads are to be.
+    pub(crate) workers: WorkerArgs,
 }
 
 /// Reads a file's text; `path` is for the errors.
@@ -61,14 +65,11 @@ impl Reader<'_> {
                 ("disk", _) => {
                     self.complain(&name.span(), "disk: must be tables, each led by a line [[disk]]")
                 }
-                ("memory-budget", value) => match size(value) {
-                    Ok(size) => config.memory_budget = Some(size),
-                    Err(why) => self.complain(&name.span(), &format!("memory-budget: {why}")),
-                },
-                (other, _) => self.complain(
-                    &name.span(),
-                    &format!("{other}: is unknown here; all but memory-budget belongs below a line [[disk]]"),
-                ),
+                (key, value) => {
+                    if let Err(why) = set_for_all(&mut config, key, value) {
+                        self.complain(&name.span(), &format!("{key}: {why}"));
+                    }
+                }
             }
         }
         if config.disks.is_empty() && self.errors.is_empty() {
@@ -116,6 +117,32 @@ impl Reader<'_> {
     fn line(&self, offset: usize) -> usize {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+}
+
+/// Sets what is said beside the disks, for all of them.
+fn set_for_all(config: &mut Config, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+    match key {
+        "memory-budget" => config.memory_budget = Some(size(value)?),
+        "workers" => config.workers.workers = Some(parse_workers(number(value)?)?),
+        "poll-max-us" => config.workers.poll_max_us = Some(parse_poll_max(number(value)?)?),
+        "worker-cpus" => match value {
+            DeValue::String(text) => config.workers.worker_cpus = Some(text.parse()?),
+            _ => return Err("must be a text in quotes".into()),
+        },
+        _ => {
+            return Err("is unknown here; memory-budget, workers, worker-cpus and poll-max-us are for all disks, all \
+                        else belongs below a line [[disk]]"
+                .into());
+        }
+    }
+    Ok(())
+}
+
+fn number<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    match value {
+        DeValue::Integer(number) => Ok(number.as_str()),
+        _ => Err("must be a number, without quotes".into()),
     }
 }
 

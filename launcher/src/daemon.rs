@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use sluice_backend::device::{Device, DeviceOptions};
+use sluice_backend::reactor::Reactor;
 use sluice_backend::server::{Server, Socket};
 use sluice_backend::workers::Workers;
 use sluice_blk::disk::{Disk, DiskOptions, EngineKind, serial_of};
@@ -64,7 +65,9 @@ impl Daemon {
             files.extend(file);
         }
         let queues = sockets.iter().map(|(_, device, _)| usize::from(device.num_queues())).sum();
-        let workers = Workers::start(cpus.min(queues)).context("cannot start threads for the queues")?;
+        let options = plan.workers.options(queues, cpus);
+        let workers =
+            Workers::start_with(&options, Reactor::new).context("cannot start threads for the queues")?;
         let mut servers = Vec::new();
         for (planned, device, socket) in sockets {
             announce(planned, &device);

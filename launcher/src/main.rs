@@ -1,7 +1,7 @@
 //! `sluice`, the program: disks for virtual machines over vhost-user sockets.
 //!
 //! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
-//! [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
+//! [`worker_args`] the options of the threads; [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
 //! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
 //! machine, [`mod@bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
@@ -26,6 +26,7 @@ mod plan;
 mod run;
 mod signals;
 mod socket;
+mod worker_args;
 
 use cli::{Cli, Command, ServeArgs};
 use daemon::{Daemon, StartError};
@@ -66,7 +67,8 @@ fn start(cli: Cli) -> Result<u8> {
         }
         None => {
             logging::start("info");
-            serve_until_stopped(&Plan::new(vec![(cli.disk, Origin::Arguments)], &inherited::activated())?)
+            let plan = Plan::new(vec![(cli.disk, Origin::Arguments)], &inherited::activated())?;
+            serve_until_stopped(&Plan { workers: cli.workers, ..plan })
         }
     }
 }
@@ -83,6 +85,7 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
 fn plan_of(serve: &ServeArgs) -> Result<Plan> {
     let mut disks = Vec::new();
     let mut memory_budget = serve.memory_budget;
+    let mut workers = serve.workers.clone();
     let mut errors = Vec::new();
     if let Some(path) = &serve.config {
         let text = read_config(path)?;
@@ -90,6 +93,7 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
             Ok(of_file) => {
                 disks.extend(of_file.disks);
                 memory_budget = memory_budget.or(of_file.memory_budget);
+                workers = workers.or(of_file.workers);
             }
             Err(UsageError(of_file)) => errors.extend(of_file),
         }
@@ -107,7 +111,7 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
         return Err(UsageError(errors).into());
     }
     let plan = Plan::new(disks, &inherited::activated())?;
-    Ok(Plan { memory_budget, ..plan })
+    Ok(Plan { memory_budget, workers, ..plan })
 }
 
 fn read_config(path: &Path) -> Result<String> {

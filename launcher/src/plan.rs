@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use sluice_blk::disk::Medium;
 
 use crate::disk_args::{DiskArgs, DiskSpec, EngineName};
+use crate::worker_args::WorkerArgs;
 
 /// What somebody who called the program must mend; all of it at once.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) disks: Vec<PlannedDisk>,
     /// The most memory for the I/O of all disks together, in bytes. `None`: what they may use each.
     pub(crate) memory_budget: Option<usize>,
+    /// The threads that serve them.
+    pub(crate) workers: WorkerArgs,
 }
 
 impl Origin {
@@ -99,7 +102,11 @@ impl Plan {
                 "no disk is described: give --disk or a configuration file with [[disk]] tables".into(),
             );
         }
-        if errors.is_empty() { Ok(Self { disks, memory_budget: None }) } else { Err(UsageError(errors)) }
+        if errors.is_empty() {
+            Ok(Self { disks, memory_budget: None, workers: WorkerArgs::default() })
+        } else {
+            Err(UsageError(errors))
+        }
     }
 }
 

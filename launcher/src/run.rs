@@ -15,6 +15,7 @@ use crate::daemon::Daemon;
 use crate::disk_args::DiskArgs;
 use crate::plan::{Origin, Plan, PlannedDisk, UsageError, medium};
 use crate::signals::StopSignals;
+use crate::worker_args::WorkerArgs;
 
 mod accel;
 mod args;
@@ -81,6 +82,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
     let daemon = Daemon::start(&Plan {
         disks: vec![PlannedDisk::on_socket(socket, medium, options)],
         memory_budget: None,
+        workers: WorkerArgs::default(),
     })?;
     let ending = vm::run(&command_line, &signals);
     daemon.stop();

@@ -32,6 +32,21 @@ pub struct DiskSpec {
     pub device: Option<u32>,
     /// The cache mode, where a test is about it; else the subject's own.
     pub cache: Option<&'static str>,
+    /// What discards and zeroes do.
+    pub clears: Clears,
+}
+
+/// What discards and zeroes do: the options of the same names, none of each for the device's default.
+#[derive(Clone, Debug, Default)]
+pub struct Clears {
+    /// `unmap` or `ignore`.
+    pub discard: Option<&'static str>,
+    /// In bytes.
+    pub discard_granularity: Option<u32>,
+    /// In bytes.
+    pub discard_alignment: Option<u32>,
+    /// Whether the guest may have ranges zeroed.
+    pub write_zeroes: Option<bool>,
 }
 
 impl Default for DiskSpec {
@@ -47,6 +62,21 @@ impl Default for DiskSpec {
             logical_block: None,
             device: None,
             cache: None,
+            clears: Clears::default(),
+        }
+    }
+}
+
+impl DiskSpec {
+    /// The default on a device with blocks of so many bytes; none, with a word on why, where there are no such devices.
+    pub fn on_device(block: u32) -> Option<Self> {
+        let disk = Disk::new(&DiskSpec { bytes: 1 << 20, ..DiskSpec::default() });
+        match LoopDevice::attach(&disk.file(), block) {
+            Ok(_) => Some(DiskSpec { device: Some(block), ..DiskSpec::default() }),
+            Err(why) => {
+                eprintln!("skipped: no loop devices with blocks of {block} here: {why}");
+                None
+            }
         }
     }
 }
@@ -114,7 +144,7 @@ impl Disk {
 
 /// Where disk files go: `SLUICE_TEST_DIR`, else beside the test's executable. Direct I/O works in a build directory,
 /// and in a temporary directory only where that is no tmpfs.
-fn disk_dir() -> PathBuf {
+pub(crate) fn disk_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("SLUICE_TEST_DIR") {
         return dir.into();
     }

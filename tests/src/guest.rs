@@ -77,18 +77,23 @@ impl Guest {
     pub fn boot_with(subject: Subject, spec: &DiskSpec, drive: &Drive) -> Self {
         let disk = Disk::new(spec);
         let served = subject.serve(&disk);
-        let session = Session::connect(served.socket());
-        let (memory, drive) = (GuestMemory::new(), drive.clone());
-        let mut guest = Guest {
-            subject,
-            session: Some(session),
-            features: 0,
-            memory,
-            lanes: vec![],
-            served,
-            disk,
-            drive,
-        };
+        Self::connect(subject, disk, served, drive, GuestMemory::new())
+    }
+
+    /// A guest with this memory, on a disk that is served already.
+    ///
+    /// # Panics
+    /// If the device refuses any of the set-up.
+    pub fn connect(
+        subject: Subject,
+        disk: Disk,
+        served: Served,
+        drive: &Drive,
+        memory: Arc<GuestMemory>,
+    ) -> Self {
+        let session = Some(Session::connect(served.socket()));
+        let drive = drive.clone();
+        let mut guest = Guest { subject, session, features: 0, memory, lanes: vec![], served, disk, drive };
         guest.set_up();
         guest
     }

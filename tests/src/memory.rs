@@ -85,6 +85,11 @@ impl GuestMemory {
             Region::new(SEAM, 28 * MIB, &b, 64 * 1024),
             Region::new(4096 * MIB, 8 * MIB, &a, 4 * MIB),
         ];
+        Self::with_seam(regions)
+    }
+
+    /// Memory of the given regions, of which two meet at [`SEAM`]: what is around it is not handed out.
+    pub fn with_seam(regions: Vec<Region>) -> Arc<Self> {
         let memory = Self::with_regions(regions);
         memory.reserve(SEAM - SEAM_MARGIN, 2 * SEAM_MARGIN);
         memory
@@ -163,6 +168,14 @@ impl GuestMemory {
             len += room;
         }
         free.insert(start, len);
+    }
+
+    /// Zeroes everything that is not taken.
+    pub fn wipe(&self) {
+        let free = self.free.lock().expect("no holder of the lock panics");
+        for (&start, &room) in free.iter() {
+            self.write(start, &vec![0; usize::try_from(room).expect("a hole fits the address space")]);
+        }
     }
 
     /// Takes exactly this range out of the allocator, from several regions if need be.

@@ -8,8 +8,10 @@ pub(crate) mod process;
 
 pub use self::process::sluice_path;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crate::disk::Disk;
 
@@ -109,6 +111,12 @@ pub enum Ability {
     WholeBlocks,
     /// Knows nothing of the barrier bit, which was in the type field before virtio 1.
     NoBarrierBit,
+    /// Has the options that say what discards and zeroes do.
+    DiscardOptions,
+    /// Fails reads past the end of a file that became shorter, and refuses sizes that it could not serve to the end.
+    OddSizes,
+    /// Serves several disks in one process.
+    SeveralDisks,
 }
 
 impl Subject {
@@ -123,16 +131,43 @@ impl Subject {
     }
 
     /// Starts serving a disk.
+    ///
+    /// # Panics
+    /// If it refuses the disk.
     pub fn serve(self, disk: &Disk) -> Served {
-        let dir = tempfile::tempdir().expect("a directory for a socket can be made");
+        self.try_serve(disk).unwrap_or_else(|fault| panic!("{self}: {fault}"))
+    }
+
+    /// Starts serving a disk, or says why not.
+    ///
+    /// # Errors
+    /// What the subject says of a disk that it refuses.
+    pub fn try_serve(self, disk: &Disk) -> Result<Served, String> {
+        let dir = Rc::new(tempfile::tempdir().expect("a directory for a socket can be made"));
         let socket = dir.path().join("socket");
-        let backend: Box<dyn Backend> = match self {
-            Subject::Sluice { engine, cache } => Box::new(process::sluice(engine, cache, disk, &socket)),
-            Subject::Adapter => Box::new(in_process::Daemon::adapter(disk, &socket)),
-            Subject::Reference => Box::new(in_process::Daemon::reference(disk, &socket)),
-            Subject::Qemu => Box::new(process::qemu(disk, &socket)),
+        let backend: Rc<RefCell<dyn Backend>> = match self {
+            Subject::Sluice { engine, cache } => {
+                Rc::new(RefCell::new(process::try_sluice(engine, cache, disk, &socket)?))
+            }
+            Subject::Adapter => Rc::new(RefCell::new(in_process::Daemon::adapter(disk, &socket)?)),
+            Subject::Reference => Rc::new(RefCell::new(in_process::Daemon::reference(disk, &socket))),
+            Subject::Qemu => Rc::new(RefCell::new(process::qemu(disk, &socket))),
         };
-        Served { backend, socket, _dir: dir }
+        Ok(Served { backend, socket, _dir: dir })
+    }
+
+    /// Starts serving two disks in one process, which ends with the last of what is returned.
+    ///
+    /// # Panics
+    /// If the subject lacks [`Ability::SeveralDisks`].
+    pub fn serve_two(self, disks: [&Disk; 2]) -> [Served; 2] {
+        let Subject::Sluice { engine, cache } = self else { panic!("{self} serves one disk") };
+        let dir = Rc::new(tempfile::tempdir().expect("a directory for sockets can be made"));
+        let sockets = ["one", "two"].map(|name| dir.path().join(name));
+        let pairs = [(disks[0], sockets[0].as_path()), (disks[1], sockets[1].as_path())];
+        let backend: Rc<RefCell<dyn Backend>> =
+            Rc::new(RefCell::new(process::sluice_serving(engine, cache, &pairs)));
+        sockets.map(|socket| Served { backend: Rc::clone(&backend), socket, _dir: Rc::clone(&dir) })
     }
 
     /// Whether the subject can be tested on this machine. Only a peer may be missing, never the product.
@@ -168,6 +203,7 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
         Ability::ChecksRing => Some("vhost-user-backend's ring methods cannot say no"),
         Ability::LargerRings => Some("vhost-user-backend refuses it"),
         Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
+        Ability::SeveralDisks => Some("a daemon of vhost-user-backend serves one device"),
         _ => None,
     }
 }
@@ -186,6 +222,9 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         Ability::BlockDevices => Some("the oracle asks a disk for nothing but its size"),
         Ability::ConfigAtMmioOffset => Some("not worth it for an oracle"),
         Ability::CacheOption => Some("it always starts in write-back mode"),
+        Ability::DiscardOptions => Some("it has no options"),
+        Ability::OddSizes => Some("it reads what is not there as zeroes"),
+        Ability::SeveralDisks => Some("one is enough for an oracle"),
         _ => None,
     }
 }
@@ -226,6 +265,9 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::NoBarrierBit => Some("it masks the bit, and takes the type for a read"),
         Ability::IndirectTail => Some("it takes an indirect table only as the first descriptor"),
         Ability::EmptyDescriptors => Some("it stops the ring at a descriptor of length 0"),
+        Ability::DiscardOptions => Some("it calls them by other names"),
+        Ability::OddSizes => Some("it reads what is not there as zeroes"),
+        Ability::SeveralDisks => Some("it does, but isolation is the product's promise"),
         _ => None,
     }
 }
@@ -238,9 +280,10 @@ trait Backend {
 
 /// A device that serves a disk on a socket, until dropped.
 pub struct Served {
-    backend: Box<dyn Backend>,
+    /// One for all disks of a process.
+    backend: Rc<RefCell<dyn Backend>>,
     socket: PathBuf,
-    _dir: tempfile::TempDir,
+    _dir: Rc<tempfile::TempDir>,
 }
 
 impl Served {
@@ -251,7 +294,7 @@ impl Served {
 
     /// Why it is not running any more, if it is not.
     pub fn fault(&mut self) -> Option<String> {
-        self.backend.fault()
+        self.backend.borrow_mut().fault()
     }
 }
 

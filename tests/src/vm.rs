@@ -64,6 +64,7 @@ pub struct Vm {
     machine: Machine,
     cpus: u16,
     memory_mib: u32,
+    huge_pages: bool,
     disks: Vec<VmDisk>,
     words: Vec<String>,
     files: Archive,
@@ -81,6 +82,7 @@ impl Vm {
             machine: Machine::Q35,
             cpus: 1,
             memory_mib: 64,
+            huge_pages: false,
             disks: Vec::new(),
             words: Vec::new(),
             files: Archive::default(),
@@ -101,6 +103,7 @@ impl Vm {
         files.add("jobs/several", 0o755, include_bytes!("vm/jobs/several"));
         files.add("jobs/exchange", 0o755, include_bytes!("vm/jobs/exchange"));
         files.add("jobs/unmap", 0o755, include_bytes!("vm/jobs/unmap"));
+        files.add("jobs/small-blocks", 0o755, include_bytes!("vm/jobs/small-blocks"));
         files.add("jobs/write-through", 0o755, include_bytes!("vm/jobs/write-through"));
         let vm = Vm {
             kernel: Kernel::Linux,
@@ -133,6 +136,14 @@ impl Vm {
     #[must_use]
     pub fn machine(mut self, machine: Machine) -> Self {
         self.machine = machine;
+        self
+    }
+
+    /// Memory of huge pages of 2 MiB, of which the host has to have enough; so many MiB of them.
+    #[must_use]
+    pub fn huge_pages(mut self, memory_mib: u32) -> Self {
+        self.huge_pages = true;
+        self.memory_mib = memory_mib;
         self
     }
 

@@ -28,15 +28,25 @@ sluice_tests::suite! {
     four_event_queues: [],
     one_poll_queue: [NoCallFd],
     four_poll_queues: [NoCallFd],
+    a_queue_of_1024: [],
     a_read_only_disk: [],
 }
 
-/// Requests in flight on one queue.
-const DEPTH: usize = 16;
-/// Buffer of one request.
-const SLOT: usize = 64 * 1024;
 /// Memory of one queue.
-const POOL: usize = DEPTH * SLOT;
+const POOL: usize = 1 << 20;
+
+/// How the memory of a queue is used.
+#[derive(Clone, Copy)]
+struct Slots {
+    /// Requests in flight.
+    depth: usize,
+    /// Buffer of one request.
+    bytes: usize,
+}
+
+const FEW_LARGE: Slots = Slots { depth: 16, bytes: POOL / 16 };
+/// Three descriptors each.
+const MANY_SMALL: Slots = Slots { depth: 256, bytes: POOL / 256 };
 
 fn one_event_queue(subject: Subject) {
     Client::connect(subject, 1, false, 20).play(1500);
@@ -52,6 +62,16 @@ fn one_poll_queue(subject: Subject) {
 
 fn four_poll_queues(subject: Subject) {
     Client::connect(subject, 4, true, 23).play(500);
+}
+
+/// The largest queue, with more offered at once than a smaller one holds.
+fn a_queue_of_1024(subject: Subject) {
+    let spec = DiskSpec { queue_size: 1024, ..DiskSpec::default() };
+    let mut client = Client::new(subject, &spec, MANY_SMALL, false, 24);
+    for _ in 0..20 {
+        client.burst();
+    }
+    client.play(1000);
 }
 
 /// libblkio opens a read-only disk only for who says that reading is enough.
@@ -87,6 +107,7 @@ struct Lane {
 /// libblkio, connected to a subject.
 struct Client {
     subject: Subject,
+    slots: Slots,
     lanes: Vec<Lane>,
     /// The buffers, as this process sees them: safely, by a second mapping of the same file.
     memory: Arc<GuestMemory>,
@@ -103,10 +124,10 @@ struct Client {
 
 impl Client {
     fn connect(subject: Subject, queues: u16, poll: bool, seed: u64) -> Self {
-        Self::new(subject, &DiskSpec { queues, ..DiskSpec::default() }, poll, seed)
+        Self::new(subject, &DiskSpec { queues, ..DiskSpec::default() }, FEW_LARGE, poll, seed)
     }
 
-    fn new(subject: Subject, spec: &DiskSpec, poll: bool, seed: u64) -> Self {
+    fn new(subject: Subject, spec: &DiskSpec, slots: Slots, poll: bool, seed: u64) -> Self {
         let queues = spec.queues;
         let disk = Disk::new(spec);
         let served = subject.serve(&disk);
@@ -120,6 +141,7 @@ impl Client {
         let (events, polls) = if poll { (0, i32::from(queues)) } else { (i32::from(queues), 0) };
         blkio.set_i32("num-queues", events).unwrap();
         blkio.set_i32("num-poll-queues", polls).unwrap();
+        blkio.set_i32("queue-size", spec.queue_size.into()).unwrap();
         let started = blkio.start().unwrap_or_else(|e| panic!("{subject}: {e}"));
         let size = usize::from(queues) * POOL;
         let file = memory_file(size as u64);
@@ -140,11 +162,12 @@ impl Client {
         let lanes = queues.into_iter().enumerate().map(|(i, queue)| Lane {
             queue,
             start: i * share,
-            pending: vec![Pending::Nothing; DEPTH],
-            busy: vec![None; DEPTH],
+            pending: vec![Pending::Nothing; slots.depth],
+            busy: vec![None; slots.depth],
         });
         Client {
             subject,
+            slots,
             lanes: lanes.collect(),
             memory,
             mapping,
@@ -155,6 +178,16 @@ impl Client {
             _served: served,
             _disk: disk,
         }
+    }
+
+    /// Sends a request from every slot of the first queue, and waits for none of them before all are sent.
+    fn burst(&mut self) {
+        let Slots { depth, bytes } = self.slots;
+        for slot in 0..depth {
+            let kind = self.rng.below(12);
+            self.start(0, slot, slot * bytes, bytes, kind);
+        }
+        self.reap_all(0);
     }
 
     /// Sends so many requests on each queue, in turn, and at the end reads the whole disk back.
@@ -169,8 +202,8 @@ impl Client {
         }
         for lane in 0..self.lanes.len() {
             self.reap_all(lane);
-            for offset in (0..self.share).step_by(SLOT) {
-                self.start(lane, 0, offset, SLOT.min(self.share - offset), 9);
+            for offset in (0..self.share).step_by(self.slots.bytes) {
+                self.start(lane, 0, offset, self.slots.bytes.min(self.share - offset), 9);
                 self.reap_all(lane);
             }
         }
@@ -181,7 +214,7 @@ impl Client {
 
     /// Sends a random request that overlaps none in flight.
     fn send(&mut self, lane: usize, slot: usize) {
-        let sectors = self.rng.between(1, SLOT / SECTOR);
+        let sectors = self.rng.between(1, self.slots.bytes / SECTOR);
         let offset = self.rng.below(self.share / SECTOR - sectors) * SECTOR;
         let len = sectors * SECTOR;
         let overlaps = |&(o, l): &(usize, usize)| o < offset + len && offset < o + l;
@@ -197,7 +230,7 @@ impl Client {
 
     /// Starts a request on a lane's share of the disk: a kind below 5 writes, 5 zeroes, 6 flushes, more reads.
     fn start(&mut self, lane: usize, slot: usize, offset: usize, len: usize, kind: usize) {
-        let buffer = lane * POOL + slot * SLOT;
+        let buffer = lane * POOL + slot * self.slots.bytes;
         let host = self.mapping.as_ptr().wrapping_add(buffer);
         let Lane { queue, start, pending, busy } = &mut self.lanes[lane];
         let at = *start + offset;
@@ -231,7 +264,8 @@ impl Client {
 
     /// Waits for at least so many completions, and checks each.
     fn reap(&mut self, lane: usize, least: usize) {
-        let mut completions = [const { MaybeUninit::<Completion>::uninit() }; DEPTH];
+        let mut completions: Vec<_> =
+            (0..self.slots.depth).map(|_| MaybeUninit::<Completion>::uninit()).collect();
         let mut timeout = Duration::from_secs(20);
         let queue = &mut self.lanes[lane].queue;
         let done = queue.do_io(&mut completions, least, Some(&mut timeout), None);
@@ -243,7 +277,7 @@ impl Client {
             assert_eq!(completion.ret, 0, "{}: a request on queue {lane} failed", self.subject);
             self.lanes[lane].busy[slot] = None;
             if let Pending::Read { offset, len } = self.lanes[lane].pending[slot] {
-                let got = self.memory.read((lane * POOL + slot * SLOT) as u64, len);
+                let got = self.memory.read((lane * POOL + slot * self.slots.bytes) as u64, len);
                 let differs = (0..len).find(|&i| got[i] != self.shadow[offset + i]);
                 assert_eq!(differs, None, "{}: a read at byte {offset}: first wrong byte", self.subject);
             }

@@ -94,7 +94,7 @@ impl Driver {
     pub(crate) fn run(&mut self, count: u16) {
         self.next = self.next.wrapping_add(count);
         self.avail.store_u16(2, self.next, Ordering::Release);
-        self.service.kicked();
+        self.service.disarm();
         while self.used.load_u16(2, Ordering::Acquire) != self.next {
             self.service.turn(false);
         }

@@ -52,21 +52,56 @@ fn write_longest(driver: &Driver) {
     driver.ram.write(TABLE, &descs);
 }
 
+/// Turns until nothing is to be done; says how many had something.
+fn serve(service: &mut Service) -> u32 {
+    let mut turns = 0;
+    while service.turn(false) {
+        turns += 1;
+    }
+    turns
+}
+
 #[test]
 fn a_batch_is_one_call_and_an_idle_ring_is_at_rest() {
     let (mut service, mut driver, _disk) = start(64);
     assert!(!service.turn(false), "nothing to do");
-    assert!(service.is_idle());
-    for slot in 0..10 {
+    assert!(service.is_idle() && !service.is_at_rest() && !service.has_heads());
+    assert!(!service.arm(), "nothing has come");
+    assert!(service.is_at_rest());
+    for slot in 0..4 {
         driver.offer(slot, 0, slot.into());
     }
-    assert!(!service.turn(false), "nobody has kicked");
+    assert!(!service.turn(false) && !service.has_heads(), "nobody has kicked");
     assert_eq!((driver.used_idx(), calls(&driver)), (0, 0));
-    service.kicked();
-    assert!(!service.turn(false));
-    assert_eq!((driver.used_idx(), calls(&driver)), (10, 1));
+    service.disarm();
+    assert!(service.has_heads() && !service.is_at_rest());
+    assert_eq!(serve(&mut service), 1);
+    assert_eq!((driver.used_idx(), calls(&driver)), (4, 1));
     assert!(service.is_idle());
-    assert_eq!(service.next_avail(), 10);
+    assert_eq!(service.next_avail(), 4);
+}
+
+#[test]
+fn a_driver_that_is_not_asked_to_kick_in_time_is_served_all_the_same() {
+    let (mut service, mut driver, _disk) = start(64);
+    driver.offer(0, 0, 0);
+    assert!(service.arm(), "something is there already");
+    assert!(!service.is_at_rest() && service.has_heads());
+    assert_eq!(serve(&mut service), 1);
+    assert_eq!(driver.used_idx(), 1);
+}
+
+#[test]
+fn a_turn_takes_half_of_what_the_driver_waits_for() {
+    let (mut service, mut driver, _disk) = start(64);
+    for slot in 0..20 {
+        driver.offer(slot, 0, slot.into());
+    }
+    for done in [10, 15, 19, 20] {
+        assert!(service.turn(false), "there is more to do");
+        assert_eq!((driver.used_idx(), calls(&driver)), (done, 1));
+    }
+    assert!(!service.turn(false), "until there is not");
 }
 
 #[test]
@@ -93,7 +128,7 @@ fn a_ring_that_stops_takes_nothing_more_and_ends_what_it_has() {
     assert!(!service.turn(true));
     assert_eq!((driver.used_idx(), service.next_avail()), (0, 0));
     assert!(service.is_idle());
-    assert!(!service.turn(false));
+    serve(&mut service);
     assert_eq!((driver.used_idx(), service.next_avail()), (3, 3));
 }
 
@@ -103,11 +138,11 @@ fn a_broken_ring_ends_what_it_has_and_takes_nothing_more() {
     driver.offer(0, 0, 1);
     driver.offer_head(64);
     driver.offer(1, 0, 1);
-    assert!(!service.turn(false));
-    assert!(service.is_broken() && service.is_idle());
+    serve(&mut service);
+    assert!(service.is_broken() && service.is_at_rest());
     assert_eq!((driver.used_idx(), service.next_avail(), calls(&driver)), (1, 1, 1));
-    service.kicked();
-    assert!(!service.turn(false));
+    service.disarm();
+    assert!(!service.turn(false) && !service.has_heads() && !service.arm());
     assert_eq!((driver.used_idx(), take_events(&driver.err, Duration::ZERO)), (1, 1));
 }
 

@@ -31,7 +31,7 @@ struct Bench {
 impl Bench {
     fn new((engine, reactor): (EngineKind, MakeReactor), rings: u16) -> Self {
         let disk = TestDisk::new(4096).with(|options| options.engine = engine);
-        let workers = Workers::start_on(1, reactor).expect("a thread");
+        let workers = Workers::start_with(&WorkersOptions::new(1), reactor).expect("a thread");
         let device = disk.device(rings);
         let place = |ring: u16| 0x10_0000 + u64::from(ring) * Driver::BYTES as u64;
         let ram = Arc::new(GuestRam::flat(place(0)..place(rings)));
@@ -182,7 +182,7 @@ fn what_is_available_before_the_start_is_served_without_a_kick() {
 #[test]
 fn the_engine_on_io_uring_needs_a_thread_that_has_one() {
     let disk = TestDisk::new(8).with(|options| options.engine = EngineKind::Uring);
-    let workers = Workers::start_on(1, Reactor::epoll).expect("a thread");
+    let workers = Workers::start_with(&WorkersOptions::new(1), Reactor::epoll).expect("a thread");
     let ram = Arc::new(GuestRam::flat(0x1_0000..0x2_0000));
     let driver = Driver::new(&ram, 0x1_0000, 16);
     let refused = workers.serve(setup(&driver, &disk.device(1), 0));

@@ -94,6 +94,19 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The size of a device is not whole blocks, so its end could not be addressed, not through the page cache either.
+    #[error(
+        "{} has {size} bytes, which is not a multiple of the {block} bytes that it is addressed in: its end cannot be reached",
+        path.display()
+    )]
+    DeviceSize {
+        /// The device.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// What it must be a multiple of.
+        block: u64,
+    },
     /// There is nothing to serve.
     #[error("{} is empty: give it a size with `truncate -s 1G`", path.display())]
     Empty {
@@ -129,7 +142,10 @@ pub(super) fn open(options: &DiskOptions, path: &Path) -> Result<Disk, DiskError
     let logical = choose_block(options, topology, direct)?;
     let mut limits = topology::limits(topology, logical, direct);
     choose_discards(options, &mut limits)?;
-    let capacity = capacity(path, &file, &limits, direct.is_some())?;
+    let capacity = match is_block {
+        true => device_capacity(path, &file, limits.unit().max(topology.logical.into()))?,
+        false => file_capacity(path, &file, &limits, direct.is_some())?,
+    };
     let canonical = path.canonicalize().map_err(query)?;
     let sysfs = if is_block { Some(topology::sysfs_device(&file).map_err(query)?) } else { None };
     let backing = Backing::new(file, is_block);
@@ -213,8 +229,17 @@ fn open_direct(
     Ok(align.filter(|align| align.is_usable()).map(|align| (file, align)))
 }
 
+/// Opens the file so that reads leave its access time alone, which costs them less; that is for the file's owner and for
+/// who is privileged only (open(2)).
 fn open_flags(options: &DiskOptions, path: &Path, flags: i32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(!options.read_only).custom_flags(flags | libc::O_CLOEXEC).open(path)
+    let open = |flags: i32| {
+        let mut how = OpenOptions::new();
+        how.read(true).write(!options.read_only).custom_flags(flags | libc::O_CLOEXEC).open(path)
+    };
+    match open(flags | libc::O_NOATIME) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => open(flags),
+        opened => opened,
+    }
 }
 
 /// The logical block size that the guest will see.
@@ -249,20 +274,34 @@ pub(super) fn choose_discards(options: &DiskOptions, limits: &mut QueueLimits) -
     Ok(())
 }
 
-fn capacity(path: &Path, file: &File, limits: &QueueLimits, direct: bool) -> Result<Sector, DiskError> {
-    let path = || path.to_owned();
-    let mut file: &File = file;
-    let size = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::Query { path: path(), source })?;
-    let block = limits.logical_block_size.max(limits.disk_block_size);
-    if size == 0 {
-        return Err(DiskError::Empty { path: path() });
+/// The size of a device, which the kernel reaches in its own blocks only.
+fn device_capacity(path: &Path, file: &File, block: u64) -> Result<Sector, DiskError> {
+    let size = size(path, file)?;
+    if !size.is_multiple_of(block) {
+        return Err(DiskError::DeviceSize { path: path.to_owned(), size, block });
     }
+    Ok(Sector(size / SECTOR_SIZE))
+}
+
+fn file_capacity(path: &Path, file: &File, limits: &QueueLimits, direct: bool) -> Result<Sector, DiskError> {
+    let size = size(path, file)?;
+    let block = limits.logical_block_size.max(limits.disk_block_size);
     if !size.is_multiple_of(u64::from(block)) {
         let way_out = match direct && size.is_multiple_of(u64::from(limits.logical_block_size)) {
             true => " by direct I/O (cache=writeback would do)",
             false => "",
         };
-        return Err(DiskError::Size { path: path(), size, block, way_out });
+        return Err(DiskError::Size { path: path.to_owned(), size, block, way_out });
     }
     Ok(Sector(size / SECTOR_SIZE))
+}
+
+fn size(path: &Path, file: &File) -> Result<u64, DiskError> {
+    let path = || path.to_owned();
+    let mut file: &File = file;
+    match file.seek(SeekFrom::End(0)) {
+        Ok(0) => Err(DiskError::Empty { path: path() }),
+        Ok(size) => Ok(size),
+        Err(source) => Err(DiskError::Query { path: path(), source }),
+    }
 }

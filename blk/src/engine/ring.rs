@@ -100,6 +100,13 @@ impl Ring {
         Ok(Client { ring: self.clone(), slot, in_kernel: 0, watches: Vec::new() })
     }
 
+    /// Whether there are events to take, or a [`Ring::enter`] would bring some. Costs no system call.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        inner.untaken > 0 || !inner.uring.completion().is_empty() || inner.wants_enter()
+    }
+
     /// Submits what was pushed and collects what has finished. With `wait`, not before there is an event to take: one
     /// that a client has not taken yet will do, so that none is slept over.
     ///
@@ -116,11 +123,7 @@ impl Inner {
     fn enter(&mut self, wait: bool) -> io::Result<()> {
         // What is there already needs no waiting.
         let want = usize::from(wait && self.uring.completion().is_empty());
-        let needed = {
-            let submission = self.uring.submission();
-            want > 0 || !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
-        };
-        if needed {
+        if want > 0 || self.wants_enter() {
             match self.uring.submit_and_wait(want) {
                 Ok(_) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
@@ -131,6 +134,12 @@ impl Inner {
         }
         self.collect();
         Ok(())
+    }
+
+    /// Whether the kernel has something to take, or to do for us.
+    fn wants_enter(&mut self) -> bool {
+        let submission = self.uring.submission();
+        !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
     }
 
     fn collect(&mut self) {

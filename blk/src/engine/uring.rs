@@ -3,6 +3,9 @@
 //! The engine keeps each request in a slot, by its tag, from submission to completion; entries point into the slot's
 //! request, which does not move meanwhile. Unless the ring is full nothing is submitted here: the thread enters the
 //! kernel once per batch for all of its queues.
+//!
+//! Where a file is in memory, reads and writes are done at once: its file systems do not say that they need not wait
+//! (`RWF_NOWAIT`), so that the ring would hand each over to a thread of the kernel.
 #![expect(unsafe_code, reason = "hands guest memory to the kernel through the ring")]
 
 use std::io;
@@ -26,9 +29,11 @@ pub struct UringEngine {
     // Dropped first: waits for what is in flight, which points into the slots.
     client: Client,
     slots: Vec<Option<Request>>,
-    /// What the ring has no entry for, and so was done at once.
+    /// What was done at once.
     done: Vec<(Request, IoResult)>,
     backing: Arc<Backing>,
+    /// Whether the kernel has, or may have, [`BLOCK_URING_CMD_DISCARD`] for the disk.
+    has_discard_command: bool,
 }
 
 impl UringEngine {
@@ -40,14 +45,39 @@ impl UringEngine {
         let client = ring.client(usize::from(depth))?;
         client.register_file(backing.file.as_raw_fd())?;
         let slots = (0..depth).map(|_| None).collect();
-        Ok(Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing })
+        let has_discard_command = backing.is_block;
+        Ok(Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing, has_discard_command })
+    }
+}
+
+impl UringEngine {
+    fn is_done_at_once(&self, command: Command) -> bool {
+        match command {
+            Command::Read | Command::Write { .. } => self.backing.is_in_memory,
+            // The ring has no entry for it. It takes as long as it takes, and the ring's other queues wait; it is rare and
+            // somebody wants it.
+            Command::SecureErase => true,
+            Command::Sync | Command::Discard | Command::Zero { .. } => false,
+        }
+    }
+
+    /// What became of a request of which the kernel says `result`.
+    pub(super) fn result_of(&mut self, request: &Request, result: IoResult) -> IoResult {
+        match (request.command(), result) {
+            (Command::Sync, result) => self.backing.synced(result),
+            (Command::Discard, Err(Errno::OPNOTSUPP)) if self.has_discard_command => {
+                // Not with this command, on Linux before 6.12; perhaps as on a file.
+                self.has_discard_command = false;
+                execute(&self.backing, request)
+            }
+            (_, result) => result,
+        }
     }
 }
 
 impl Engine for UringEngine {
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
-        if request.command() == Command::SecureErase {
-            // It takes as long as it takes, and the ring's other queues wait; it is rare and somebody wants it.
+        if self.is_done_at_once(request.command()) {
             let result = execute(&self.backing, &request);
             self.done.push((request, result));
             return Ok(());
@@ -57,7 +87,7 @@ impl Engine for UringEngine {
         // Else the kernel would lose the memory that it is writing to.
         assert!(slot.is_none(), "a tag has one request");
         let request = slot.insert(request);
-        let entry = entry(&self.backing, self.client.file_slot(), request);
+        let entry = entry(self.client.file_slot(), request, self.has_discard_command);
         let token = u32::try_from(tag.index()).expect("a tag has 16 bits");
         // SAFETY: the entry points to the pieces of the request in its slot and to the memory that they name. The
         // request stays in the slot until its event was taken, and keeps that memory alive.
@@ -75,21 +105,20 @@ impl Engine for UringEngine {
                 self.slots[event.token as usize].take().expect("an event is of a request in flight");
             let result = u32::try_from(event.result)
                 .map_err(|_| Errno::from_raw_os_error(event.result.saturating_neg()));
-            let result =
-                if request.command() == Command::Sync { self.backing.synced(result) } else { result };
+            let result = self.result_of(&request, result);
             done.push((request, result));
         }
     }
 }
 
-fn entry(backing: &Backing, file: types::Fixed, request: &Request) -> squeue::Entry {
+fn entry(file: types::Fixed, request: &Request, has_discard_command: bool) -> squeue::Entry {
     let (offset, len) = (request.offset(), request.len());
     match request.command() {
         Command::Read => read(file, request),
         Command::Write { dsync } => write(file, request, dsync),
         Command::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
-        Command::SecureErase => unreachable!("done without the ring"),
-        Command::Discard if backing.is_block => discard_block(file, offset, len),
+        Command::SecureErase => unreachable!("done at once"),
+        Command::Discard if has_discard_command => discard_block(file, offset, len),
         Command::Discard => allocate(file, offset, len, discard_mode()),
         Command::Zero { unmap } => allocate(file, offset, len, zero_mode(unmap)),
     }

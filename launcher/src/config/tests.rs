@@ -71,7 +71,8 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
     assert_eq!(
         errors_of(text),
         [
-            "d.toml:1: title: is unknown here; all but memory-budget belongs below a line [[disk]]",
+            "d.toml:1: title: is unknown here; memory-budget, workers, worker-cpus and poll-max-us are for all disks, all else \
+             belongs below a line [[disk]]",
             "d.toml:3: disk #1: socket-path = 7: must be a text in quotes",
             "d.toml:4: disk #1: blk-file = \"\": must be a path, and is empty",
             "d.toml:5: disk #1: read-only = \"yes\": must be true or false",
@@ -144,5 +145,23 @@ fn the_budget_of_all_disks_stands_beside_them() {
     assert_eq!(
         errors_of("memory-budget = \"much\"\n[[disk]]\n")[0],
         "d.toml:1: memory-budget: must be a size such as 4096, 64K, 16M or 1G"
+    );
+}
+
+#[test]
+fn the_threads_for_all_disks_stand_beside_them() {
+    let disk = "[[disk]]\nfd = 3\nblk-file = \"/f\"\n";
+    let text = format!("workers = 3\nworker-cpus = \"0-1,7\"\npoll-max-us = 0\n{disk}");
+    let expected =
+        WorkerArgs { workers: Some(3), worker_cpus: Some("0-1,7".parse().unwrap()), poll_max_us: Some(0) };
+    assert_eq!(parse(Path::new("d.toml"), &text).unwrap().workers, expected);
+    let text = format!("workers = 0\nworker-cpus = 1\npoll-max-us = \"50\"\n{disk}");
+    assert_eq!(
+        errors_of(&text),
+        [
+            "d.toml:1: workers: must be 1 to 1024",
+            "d.toml:2: worker-cpus: must be a text in quotes",
+            "d.toml:3: poll-max-us: must be a number, without quotes",
+        ]
     );
 }

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use sluice_backend::adapter::{self, Adapter};
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::workers::Workers;
-use sluice_blk::disk::{Cache, DiskOptions};
+use sluice_blk::disk::{Discard, DiskOptions};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -48,14 +48,14 @@ impl Daemon {
         })
     }
 
-    /// Serves a disk with the product's device.
-    pub(super) fn adapter(disk: &Disk, socket: &Path) -> Self {
-        let device = Arc::new(product(disk));
+    /// Serves a disk with the product's device, which may refuse it.
+    pub(super) fn adapter(disk: &Disk, socket: &Path) -> Result<Self, String> {
+        let device = Arc::new(product(disk)?);
         let workers = Workers::start(2).expect("threads can be started");
-        Self::start(socket, move || -> VhostUserDaemon<Arc<Adapter>> {
+        Ok(Self::start(socket, move || -> VhostUserDaemon<Arc<Adapter>> {
             adapter::daemon("adapter", Arc::clone(&device), Arc::clone(&workers))
                 .expect("a daemon can be made")
-        })
+        }))
     }
 
     fn start<T>(socket: &Path, daemon: impl Fn() -> VhostUserDaemon<T> + Send + 'static) -> Self
@@ -86,20 +86,23 @@ where
 }
 
 /// The product's device on a disk.
-fn product(disk: &Disk) -> Device {
+fn product(disk: &Disk) -> Result<Device, String> {
     let spec = &disk.spec;
-    let cache =
-        spec.cache.map_or(Cache::Writeback, |word| word.parse().expect("a test knows the cache modes"));
+    let (cache, clears) = (spec.cache.unwrap_or("writeback"), &spec.clears);
     let options = DiskOptions {
         read_only: spec.read_only,
-        cache: Some(cache),
+        cache: Some(cache.parse().expect("a test knows the cache modes")),
         logical_block_size: spec.logical_block,
+        discard: clears.discard.map_or(Discard::Unmap, |word| word.parse().expect("a test knows the words")),
+        discard_granularity: clears.discard_granularity,
+        discard_alignment: clears.discard_alignment,
+        write_zeroes: clears.write_zeroes.unwrap_or(true),
         ..DiskOptions::new(disk.path())
     };
-    let disk = sluice_blk::disk::Disk::open(&options).expect("a test's disk can be opened");
+    let disk = sluice_blk::disk::Disk::open(&options).map_err(|e| e.to_string())?;
     let (num_queues, queue_size, serial) = (spec.queues, spec.queue_size, spec.serial.clone());
-    Device::new(disk, &DeviceOptions { num_queues, queue_size, serial, memory_budget: None })
-        .expect("a test's options are possible")
+    let options = DeviceOptions { num_queues, queue_size, serial, memory_budget: None };
+    Ok(Device::new(disk, &options).expect("a test's options are possible"))
 }
 
 impl Backend for Daemon {

@@ -25,10 +25,18 @@ pub(crate) struct Process {
 }
 
 /// Starts the sluice binary on one disk.
+///
+/// # Panics
+/// If it refuses the disk.
 pub(crate) fn sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Process {
+    try_sluice(engine, cache, disk, socket).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+/// Starts the sluice binary on one disk, which it may refuse.
+pub(super) fn try_sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Result<Process, String> {
     let mut command = Command::new(sluice_path());
     command.args(options(engine, cache, disk, socket).map(|(name, value)| format!("--{name}={value}")));
-    Process::start(command, disk, socket)
+    Process::try_start(command, disk, socket)
 }
 
 /// Starts one sluice binary on several disks, each with its socket. The log is that of the first disk.
@@ -61,17 +69,24 @@ fn options(
         ("cache", Some(spec.cache.unwrap_or(cache).to_owned())),
         ("num-queues", Some(spec.queues.to_string())),
         ("queue-size", Some(spec.queue_size.to_string())),
-        ("read-only", spec.read_only.then(|| "on".to_owned())),
+        ("read-only", spec.read_only.then(|| switch(true).to_owned())),
         ("serial", spec.serial.clone()),
         ("logical-block-size", spec.logical_block.map(|bytes| bytes.to_string())),
+        ("discard", spec.clears.discard.map(str::to_owned)),
+        ("discard-granularity", spec.clears.discard_granularity.map(|bytes| bytes.to_string())),
+        ("discard-alignment", spec.clears.discard_alignment.map(|bytes| bytes.to_string())),
+        ("write-zeroes", spec.clears.write_zeroes.map(|on| switch(on).to_owned())),
     ];
     options.into_iter().filter_map(|(name, value)| Some((name, value?)))
+}
+
+fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// Starts QEMU's storage daemon.
 pub(super) fn qemu(disk: &Disk, socket: &Path) -> Process {
     let spec = &disk.spec;
-    let switch = |on| if on { "on" } else { "off" };
     let mut command = Command::new(QEMU);
     let read_only = switch(spec.read_only);
     let file = disk.path();
@@ -106,7 +121,12 @@ pub fn sluice_path() -> PathBuf {
 
 impl Process {
     /// Starts a command and waits until it listens.
-    fn start(mut command: Command, disk: &Disk, socket: &Path) -> Self {
+    fn start(command: Command, disk: &Disk, socket: &Path) -> Self {
+        Self::try_start(command, disk, socket).unwrap_or_else(|fault| panic!("{fault}"))
+    }
+
+    /// Starts a command and waits until it listens, or ends: then with what it printed.
+    fn try_start(mut command: Command, disk: &Disk, socket: &Path) -> Result<Self, String> {
         let log = disk.dir().join("log");
         let out = File::options().create(true).append(true).open(&log).expect("a log file can be made");
         let err = out.try_clone().expect("a file can be cloned");
@@ -116,12 +136,13 @@ impl Process {
         let deadline = Instant::now() + PATIENCE;
         while !listens(socket) {
             if let Some(fault) = process.fault() {
-                panic!("{command:?}: {fault}");
+                process.judged = false;
+                return Err(format!("{command:?}: {fault}"));
             }
             assert!(Instant::now() < deadline, "{command:?} does not listen");
             std::thread::sleep(Duration::from_millis(2));
         }
-        process
+        Ok(process)
     }
 
     /// Why the process is not running any more, if it is not.
@@ -137,11 +158,11 @@ impl Process {
 
     /// Asks the process to end, and kills it if it does not.
     fn end(&mut self) -> Result<(), String> {
-        if let Some(fault) = self.fault() {
-            return Err(fault);
-        }
         if !self.judged {
             return self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string());
+        }
+        if let Some(fault) = self.fault() {
+            return Err(fault);
         }
         let asked = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + PATIENCE;

@@ -41,7 +41,8 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     board(&mut line, vm.machine);
     line.words(&format!("-accel {} -cpu {}", accel(), cpu()));
     line.words(&format!("-smp {} -m {}", vm.cpus, vm.memory_mib));
-    line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on", vm.memory_mib));
+    let pages = if vm.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
+    line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on{pages}", vm.memory_mib));
     line.option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", files.monitor.display()));
     line.words("-mon chardev=monitor,mode=readline");
     line.option("-serial", format!("file:{}", files.console.display()));

@@ -2,9 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use sluice_tests::disk::{Disk, DiskSpec};
+use sluice_tests::disk::DiskSpec;
 use sluice_tests::guest::Guest;
-use sluice_tests::loop_device::LoopDevice;
 use sluice_tests::mixture::Mixture;
 use sluice_tests::request::{Extent, Request, SECTOR};
 use sluice_tests::rng::Rng;
@@ -18,20 +17,8 @@ sluice_tests::suite! {
     a_random_mixture_on_a_device_is_answered: [BlockDevices],
 }
 
-/// A disk on a device with such blocks; none where there are no loop devices.
-fn spec(block: u32) -> Option<DiskSpec> {
-    let disk = Disk::new(&DiskSpec { bytes: 1 << 20, ..DiskSpec::default() });
-    match LoopDevice::attach(&disk.file(), block) {
-        Ok(_) => Some(DiskSpec { device: Some(block), ..DiskSpec::default() }),
-        Err(why) => {
-            eprintln!("skipped: no loop devices with blocks of {block} here: {why}");
-            None
-        }
-    }
-}
-
 fn a_block_device_is_written_and_read(subject: Subject) {
-    let Some(spec) = spec(512) else { return };
+    let Some(spec) = DiskSpec::on_device(512) else { return };
     let mut guest = Guest::boot(subject, &spec);
     let last = guest.sectors();
     for (sector, sectors) in [(0, 1), (7, 9), (last - 1, 1), (500, 2048)] {
@@ -48,7 +35,7 @@ fn a_block_device_is_written_and_read(subject: Subject) {
 
 fn the_blocks_of_a_device_are_those_of_the_disk(subject: Subject) {
     for block in [512, 4096] {
-        let Some(spec) = spec(block) else { return };
+        let Some(spec) = DiskSpec::on_device(block) else { return };
         let mut guest = Guest::boot(subject, &spec);
         let blk_size = guest.session().config(20, 4);
         assert_eq!(guest.need(blk_size, "GET_CONFIG"), block.to_le_bytes(), "{subject}: blk_size");
@@ -61,7 +48,7 @@ fn the_blocks_of_a_device_are_those_of_the_disk(subject: Subject) {
 }
 
 fn a_device_forgets_what_is_discarded(subject: Subject) {
-    let Some(spec) = spec(512) else { return };
+    let Some(spec) = DiskSpec::on_device(512) else { return };
     let mut guest = Guest::boot(subject, &spec);
     let extent = |sector, sectors, flags| Extent { sector, sectors, flags };
     let allocated = |guest: &Guest| std::fs::metadata(guest.disk.file()).unwrap().blocks();
@@ -79,7 +66,7 @@ fn a_device_forgets_what_is_discarded(subject: Subject) {
 /// In whole pages: the page cache of a device cannot drop a part of a page that a neighbour is just writing.
 fn a_random_mixture_on_a_device_is_answered(subject: Subject) {
     for block in [512, 4096] {
-        let Some(spec) = spec(block) else { return };
+        let Some(spec) = DiskSpec::on_device(block) else { return };
         let mut guest = Guest::boot(subject, &spec);
         let mixture = Mixture { start: 0, sectors: 8 << 11, transfer_max: 96, block: 8, depth: 48 };
         mixture.pour(&mut guest.lanes[0], &mut Rng::for_test(60), 1000);

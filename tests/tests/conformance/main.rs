@@ -5,13 +5,19 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+mod blocks;
+mod config_space;
 mod devices;
+mod discard_options;
 mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;
+mod isolation;
 mod lifecycle;
+mod memory_kinds;
 mod mixtures;
 mod negotiation;
+mod odd_files;
 mod requests;
 mod rings;
 mod shapes;

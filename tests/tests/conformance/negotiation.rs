@@ -15,6 +15,8 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
+use crate::config_space::{at, bits, config, field};
+
 sluice_tests::suite! {
     the_offered_features_follow_the_options: [ProductFeatures],
     any_subset_of_the_features_works: [Transitional],
@@ -31,32 +33,6 @@ sluice_tests::suite! {
     a_flush_leaves_nothing_unwritten: [],
     write_through_leaves_nothing_unwritten: [WriteCacheSwitch],
     the_cache_option_decides_the_first_mode: [CacheOption],
-}
-
-/// Offsets in struct virtio_blk_config.
-mod at {
-    pub(super) const CAPACITY: usize = 0;
-    pub(super) const SIZE_MAX: usize = 8;
-    pub(super) const SEG_MAX: usize = 12;
-    pub(super) const BLK_SIZE: usize = 20;
-    pub(super) const PHYSICAL_BLOCK_EXP: usize = 24;
-    pub(super) const ALIGNMENT_OFFSET: usize = 25;
-    pub(super) const MIN_IO_SIZE: usize = 26;
-    pub(super) const OPT_IO_SIZE: usize = 28;
-    pub(super) const WRITEBACK: usize = 32;
-    pub(super) const NUM_QUEUES: usize = 34;
-    pub(super) const MAX_DISCARD_SECTORS: usize = 36;
-    pub(super) const MAX_DISCARD_SEG: usize = 40;
-    pub(super) const DISCARD_SECTOR_ALIGNMENT: usize = 44;
-    pub(super) const MAX_WRITE_ZEROES_SECTORS: usize = 48;
-    pub(super) const MAX_WRITE_ZEROES_SEG: usize = 52;
-    pub(super) const WRITE_ZEROES_MAY_UNMAP: usize = 56;
-    /// Up to the end of the fields for WRITE_ZEROES.
-    pub(super) const END: usize = 60;
-}
-
-fn bits(numbers: &[u32]) -> u64 {
-    numbers.iter().map(|bit| 1 << bit).sum()
 }
 
 /// A guest that has only asked what there is.
@@ -192,16 +168,6 @@ fn a_front_end_without_protocol_features_is_served(subject: Subject) {
     front.set_vring_kick(0, &ring.kick).unwrap();
     guest.lanes[0].ring = ring;
     guest.check_works();
-}
-
-/// A little-endian field of the configuration space.
-fn field(config: &[u8], at: usize, len: usize) -> u64 {
-    config[at..at + len].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
-}
-
-fn config(guest: &mut Guest) -> Vec<u8> {
-    let config = guest.session().config(0, u32::try_from(at::END).unwrap());
-    guest.need(config, "GET_CONFIG")
 }
 
 fn the_configuration_describes_the_disk(subject: Subject) {

@@ -7,5 +7,6 @@
 
 mod border;
 mod disks;
+mod hosts;
 mod setup;
 mod workloads;

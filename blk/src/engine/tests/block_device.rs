@@ -1,17 +1,22 @@
 //! Engines on a block device.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::disk::{Cache, Disk, DiskOptions, EngineKind};
 use crate::doubles::dice::Dice;
 use crate::doubles::loop_device::LoopDevice;
+use crate::engine::Backing;
 use crate::engine::ring::Ring;
+use crate::engine::uring::UringEngine;
 use crate::request::Command;
 use crate::sector::Sector;
 
-use super::rig::{FILE_BYTES, Rig};
+use super::rig::{FILE_BYTES, Kind, Rig};
 
 /// Calls `test` with each engine, and each way through the caches, on a loop device over the rig's file.
 fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
@@ -19,7 +24,8 @@ fn with_each_device(test: impl Fn(&mut Rig, &Disk)) {
         .into_iter()
         .flat_map(|engine| [Cache::None, Cache::Writeback].map(|cache| (engine, cache)))
     {
-        let mut rig = Rig::new(false, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
+        let mut rig =
+            Rig::new(Kind::Cached, Some(Ring::new(8).expect("tests need io_uring"))).expect("not direct");
         let Some(device) = LoopDevice::over(rig.file().path(), 512) else { return };
         let options =
             DiskOptions { read_only: false, cache: Some(cache), engine, ..DiskOptions::new(device.path()) };
@@ -48,6 +54,26 @@ fn a_block_device_is_a_disk() {
         assert!(rig.ram.read(16384, 8192) == data);
         assert_eq!(rig.run(Command::Read, FILE_BYTES, 512, &[(0, 512)]), Ok(0), "past its end");
     });
+}
+
+#[test]
+fn a_kernel_that_has_no_command_for_discards_gives_space_back_all_the_same() {
+    let ring = Ring::new(8).expect("tests need io_uring");
+    let mut rig = Rig::new(Kind::Cached, Some(ring.clone())).expect("not direct");
+    rig.fill(0, &vec![5; 1 << 20]);
+    let Some(device) = LoopDevice::over(rig.file().path(), 512) else { return };
+    let file = File::options().read(true).write(true).open(device.path()).expect("a loop device");
+    let mut engine = UringEngine::new(Arc::new(Backing::new(file, true)), 64, &ring).expect("a free slot");
+    let allocated = |rig: &Rig| rig.allocated().expect("a file");
+    let full = allocated(&rig);
+    let request = rig.request(Command::Discard, 0, 1 << 19, &[]);
+    // What the ring of Linux before 6.12 says.
+    assert_eq!(engine.result_of(&request, Err(Errno::OPNOTSUPP)), Ok(0));
+    assert!(allocated(&rig) + (1 << 19) <= full, "{} of {full}", allocated(&rig));
+    rig.put(request);
+    rig.engine = Box::new(engine);
+    assert_eq!(rig.run(Command::Discard, 1 << 19, 1 << 19, &[]), Ok(0), "not asked again");
+    assert!(allocated(&rig) + (1 << 20) <= full, "{} of {full}", allocated(&rig));
 }
 
 #[test]

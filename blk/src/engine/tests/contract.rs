@@ -13,7 +13,7 @@ use crate::doubles::patience::in_time;
 use crate::engine::ring::Ring;
 use crate::request::Command;
 
-use super::rig::{FILE_BYTES, Rig, engine, with_each, with_each_file};
+use super::rig::{FILE_BYTES, Kind, Rig, engine, with_each, with_each_file};
 use super::*;
 
 const WRITE: Command = Command::Write { dsync: false };
@@ -130,7 +130,9 @@ fn an_error_is_the_systems() {
 fn direct_io_on_memory_that_cannot_be_pinned_is_a_bad_address() {
     for uring in [false, true] {
         let ring = uring.then(|| Ring::new(8).expect("tests need io_uring"));
-        let (Some(mut rig), Some(secret)) = (Rig::new(true, ring), GuestRam::secret(4)) else { return };
+        let (Some(mut rig), Some(secret)) = (Rig::new(Kind::Direct, ring), GuestRam::secret(4)) else {
+            return;
+        };
         rig.ram = secret;
         // Not a hole, of which nothing is transferred.
         rig.fill(0, &[1; 8192]);
@@ -196,7 +198,7 @@ fn the_null_engine_does_nothing_and_says_that_it_has() {
 #[test]
 fn two_engines_on_one_ring_get_their_own_requests_back() {
     let ring = Ring::new(8).expect("tests need io_uring");
-    let mut rigs: Vec<Rig> = (0..2).filter_map(|_| Rig::new(false, Some(ring.clone()))).collect();
+    let mut rigs: Vec<Rig> = (0..2).filter_map(|_| Rig::new(Kind::Cached, Some(ring.clone()))).collect();
     for i in 0..64 {
         for (which, rig) in rigs.iter_mut().enumerate() {
             let byte = 100 * u8::try_from(which).expect("two") + u8::try_from(i).expect("64");
@@ -219,7 +221,7 @@ fn two_engines_on_one_ring_get_their_own_requests_back() {
 fn an_engine_in_the_place_of_another_has_its_own_file() {
     let ring = Ring::new(8).expect("tests need io_uring");
     for byte in 1..4 {
-        let mut rig = Rig::new(false, Some(ring.clone())).expect("buffered files exist");
+        let mut rig = Rig::new(Kind::Cached, Some(ring.clone())).expect("buffered files exist");
         rig.fill(0, &[byte; 512]);
         assert_eq!(rig.run(Command::Read, 0, 512, &[(0, 512)]), Ok(512));
         assert_eq!(rig.ram.read(0, 512), [byte; 512]);

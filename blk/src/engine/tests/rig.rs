@@ -38,6 +38,15 @@ pub(super) struct Rig {
     bios: BioSet,
 }
 
+/// What a rig's file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Cached,
+    Direct,
+    /// On a file system that is memory.
+    InMemory,
+}
+
 /// What the engine keeps the data in.
 pub(super) enum Medium {
     File(NamedTempFile),
@@ -53,27 +62,35 @@ pub(super) fn with_each(test: impl Fn(Rig)) {
 
 /// Calls `test` with every kind of engine on every kind of file.
 pub(super) fn with_each_file(test: impl Fn(Rig)) {
-    for (uring, direct) in [(false, false), (false, true), (true, false), (true, true)] {
-        let ring = uring.then(|| Ring::new(8).expect("tests need io_uring"));
-        if let Some(rig) = Rig::new(direct, ring) {
-            eprintln!("with io_uring: {uring}, direct I/O: {direct}");
-            test(rig);
+    for uring in [false, true] {
+        for kind in [Kind::Cached, Kind::Direct, Kind::InMemory] {
+            let ring = uring.then(|| Ring::new(8).expect("tests need io_uring"));
+            if let Some(rig) = Rig::new(kind, ring) {
+                eprintln!("with io_uring: {uring}, file: {kind:?}");
+                test(rig);
+            }
         }
     }
 }
 
 impl Rig {
-    /// An engine on a file of its own, on io_uring if there is a ring. `None`, and a word about it, where files take no direct I/O.
-    pub(super) fn new(direct: bool, ring: Option<Ring>) -> Option<Self> {
-        let file = NamedTempFile::new().expect("a temporary file");
+    /// An engine on a file of its own, on io_uring if there is a ring. `None`, and a word about it, where there is no such
+    /// file.
+    pub(super) fn new(kind: Kind, ring: Option<Ring>) -> Option<Self> {
+        let file = match kind {
+            Kind::InMemory => NamedTempFile::new_in("/dev/shm"),
+            Kind::Cached | Kind::Direct => NamedTempFile::new(),
+        };
+        let file = file.expect("a temporary file");
         file.as_file().set_len(FILE_BYTES).expect("a sparse file");
-        let flags = if direct { libc::O_DIRECT } else { 0 };
+        let flags = if kind == Kind::Direct { libc::O_DIRECT } else { 0 };
         let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(file.path());
-        if opened.is_err() && direct {
+        if opened.is_err() && kind == Kind::Direct {
             eprintln!("SKIPPED: direct I/O is not tested, as {} takes none", file.path().display());
             return None;
         }
         let backing = Arc::new(Backing::new(opened.expect("it exists"), false));
+        assert!(backing.is_in_memory || kind != Kind::InMemory, "/dev/shm is a tmpfs");
         let engine = engine(&backing, ring.as_ref());
         Some(Self::with(engine, ring, Medium::File(file)))
     }

@@ -8,7 +8,7 @@ use crate::doubles::patience::in_time;
 use crate::engine::ring::{Client, Ring};
 use crate::request::Command;
 
-use super::rig::Rig;
+use super::rig::{Kind, Rig};
 
 fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("eventfd(2)")
@@ -106,7 +106,7 @@ fn an_event_that_came_early_is_not_slept_over() {
         client.watch(kick.as_fd(), 1).expect("it can be polled");
         write(&kick);
         // So many requests that the ring is full, and is entered, before anybody waits.
-        let mut rig = Rig::new(false, Some(ring.clone())).expect("buffered files exist");
+        let mut rig = Rig::new(Kind::Cached, Some(ring.clone())).expect("buffered files exist");
         for i in 0..64 {
             let request = rig.request(Command::Read, i * 512, 512, &[(i * 512, 512)]);
             rig.engine.submit(request).expect("as many as its depth");
