@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use rustix::event::PollFlags;
 use rustix::process::{Resource, getrlimit};
 
@@ -37,6 +37,9 @@ struct Inner {
     events: Vec<VecDeque<Event>>,
     /// How many those are together.
     untaken: usize,
+    /// How many entries have not had their last event, and how many of them are watches, which never have it by themselves.
+    in_kernel: usize,
+    watches: usize,
     free_slots: Vec<u32>,
     clients_max: u32,
 }
@@ -70,7 +73,15 @@ impl Ring {
         let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let clients_max = Self::CLIENTS_MAX.min(u32::try_from(files_max).unwrap_or(u32::MAX));
         uring.submitter().register_files_sparse(clients_max)?;
-        let inner = Inner { uring, events: Vec::new(), untaken: 0, free_slots: Vec::new(), clients_max };
+        let inner = Inner {
+            uring,
+            events: Vec::new(),
+            untaken: 0,
+            in_kernel: 0,
+            watches: 0,
+            free_slots: Vec::new(),
+            clients_max,
+        };
         Ok(Self(Rc::new(RefCell::new(inner))))
     }
 
@@ -124,8 +135,8 @@ impl Inner {
         // What is there already needs no waiting.
         let want = usize::from(wait && self.uring.completion().is_empty());
         if want > 0 || self.wants_enter() {
-            match self.uring.submit_and_wait(want) {
-                Ok(_) => {}
+            match self.submit_and_wait(want) {
+                Ok(()) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
                 // Completions are to be taken first, or memory is short for a moment: the caller comes again.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {}
@@ -134,6 +145,21 @@ impl Inner {
         }
         self.collect();
         Ok(())
+    }
+
+    fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
+        let is_idle = want > 0 && self.in_kernel == self.watches;
+        if !is_idle || !self.uring.params().is_feature_no_iowait() {
+            return self.uring.submit_and_wait(want).map(|_| ());
+        }
+        // Linux takes a wait with entries in the kernel for one for I/O: unless it is told, a thread that waits for event
+        // fds shows in the system's iowait, and in /proc/pressure/io, as if a disk held it up. Before 6.15 it cannot be
+        // told, and poll(2) does not wake for what a ring like this has to do.
+        let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
+        let count = u32::try_from(self.uring.submission().len()).unwrap_or(u32::MAX);
+        let submitter = self.uring.submitter();
+        // SAFETY: the entries are sound, as `push` demands, and there is no argument beside the flags.
+        unsafe { submitter.enter::<libc::sigset_t>(count, 1, flags.bits(), None) }.map(|_| ())
     }
 
     /// Whether the kernel has something to take, or to do for us.
@@ -203,6 +229,7 @@ impl Client {
         // SAFETY: the caller vouches for what the entry points to.
         let pushed = unsafe { inner.uring.submission().push(&entry) };
         pushed.map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))?;
+        inner.in_kernel += 1;
         self.in_kernel += 1;
         Ok(())
     }
@@ -218,6 +245,7 @@ impl Client {
         // SAFETY: the entry points to no memory. The number of the fd is looked up before the call returns.
         unsafe { self.push(entry, token) }?;
         self.watches.push(token);
+        self.ring.0.borrow_mut().watches += 1;
         self.ring.enter(false)
     }
 
@@ -243,8 +271,11 @@ impl Client {
         let event = inner.events[self.slot as usize].pop_front()?;
         inner.untaken -= 1;
         if !event.more {
+            inner.in_kernel -= 1;
             self.in_kernel -= 1;
+            let before = self.watches.len();
             self.watches.retain(|token| *token != event.token);
+            inner.watches -= before - self.watches.len();
         }
         Some(event)
     }
@@ -277,7 +308,9 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        for token in std::mem::take(&mut self.watches) {
+        let watches = std::mem::take(&mut self.watches);
+        self.ring.0.borrow_mut().watches -= watches.len();
+        for token in watches {
             while self.unwatch(token).is_err() {
                 self.wait_or_abort();
             }

@@ -1,6 +1,7 @@
 //! What a ring and its clients promise beyond what engines need of them.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -20,6 +21,26 @@ fn write(event: &OwnedFd) {
 
 fn tokens(client: &mut Client) -> Vec<u32> {
     std::iter::from_fn(|| client.next_event()).map(|event| event.token).collect()
+}
+
+#[test]
+fn a_ring_that_waits_is_woken_by_an_event() {
+    in_time(|| {
+        let ring = Ring::new(8).expect("tests need io_uring");
+        let (mut client, event) = (ring.client(8).expect("a slot"), event());
+        client.watch(event.as_fd(), 1).expect("it can be polled");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                write(&event);
+            });
+            while !ring.has_events() {
+                ring.enter(true).expect("io_uring_enter(2)");
+            }
+        });
+        assert_eq!(tokens(&mut client), [1]);
+        assert!(!ring.has_events());
+    });
 }
 
 #[test]
