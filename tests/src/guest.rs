@@ -75,7 +75,8 @@ impl Guest {
     /// # Panics
     /// If the device refuses any of the set-up.
     pub fn boot_with(subject: Subject, spec: &DiskSpec, drive: &Drive) -> Self {
-        let disk = Disk::new(spec);
+        let content = spec.content.filter(|_| subject.keeps_content());
+        let disk = Disk::new(&DiskSpec { content, ..spec.clone() });
         let served = subject.serve(&disk);
         Self::connect(subject, disk, served, drive, GuestMemory::new())
     }

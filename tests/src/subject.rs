@@ -22,6 +22,8 @@ pub enum Engine {
     Uring,
     /// pread and pwrite.
     Sync,
+    /// No file: memory of the process. The disk starts empty.
+    Ram,
 }
 
 /// A device under test.
@@ -130,6 +132,11 @@ impl Subject {
         }
     }
 
+    /// Whether it serves what was on the disk before. Memory is empty at first.
+    pub fn keeps_content(self) -> bool {
+        !matches!(self, Subject::Sluice { engine: Engine::Ram, .. })
+    }
+
     /// Starts serving a disk.
     ///
     /// # Panics
@@ -192,6 +199,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Engine::Uring => "uring",
             Engine::Sync => "sync",
+            Engine::Ram => "ram",
         })
     }
 }

@@ -4,6 +4,8 @@
 //! reader's own, but perhaps of another program inside the guest. No disk for anything but a benchmark. (Linux:
 //! `drivers/block/null_blk`; QEMU: `null-co` with `read-zeroes=off`.)
 
+use rustix::io::Errno;
+
 use super::Engine;
 use crate::request::{Command, IoResult, Request};
 
@@ -23,12 +25,13 @@ impl NullEngine {
 
 impl Engine for NullEngine {
     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
-        let moved = match request.command() {
+        let result = match request.command() {
             // At most `QueueLimits::max_bytes`, a u32.
-            Command::Read | Command::Write { .. } => u32::try_from(request.len()).unwrap_or(u32::MAX),
-            Command::Sync | Command::Discard | Command::SecureErase | Command::Zero { .. } => 0,
+            Command::Read | Command::Write { .. } => Ok(u32::try_from(request.len()).unwrap_or(u32::MAX)),
+            Command::Sync | Command::Discard | Command::Zero { .. } => Ok(0),
+            Command::SecureErase => Err(Errno::OPNOTSUPP),
         };
-        self.done.push((request, Ok(moved)));
+        self.done.push((request, result));
         Ok(())
     }
 

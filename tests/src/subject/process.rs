@@ -62,9 +62,11 @@ fn options(
     socket: &Path,
 ) -> impl Iterator<Item = (&'static str, String)> {
     let spec = &disk.spec;
+    let in_memory = engine == Engine::Ram;
     let options = [
         ("socket-path", Some(socket.display().to_string())),
-        ("blk-file", Some(disk.path().display().to_string())),
+        ("blk-file", (!in_memory).then(|| disk.path().display().to_string())),
+        ("size", in_memory.then(|| spec.bytes.to_string())),
         ("engine", Some(engine.to_string())),
         ("cache", Some(spec.cache.unwrap_or(cache).to_owned())),
         ("num-queues", Some(spec.queues.to_string())),

@@ -7,7 +7,7 @@ use sluice_tests::mixture::Mixture;
 use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::rng::Rng;
 use sluice_tests::shape::Shape;
-use sluice_tests::subject::Subject;
+use sluice_tests::subject::{Engine, Subject};
 
 sluice_tests::suite! {
     a_random_mixture_is_answered_as_by_the_model: [],
@@ -16,6 +16,22 @@ sluice_tests::suite! {
     the_write_through_cache_answers_the_same: [],
     four_rings_are_driven_by_four_threads: [],
     a_ring_is_stopped_in_the_middle_of_it_all: [StopDrains],
+}
+
+/// A disk in memory is no subject of every suite, as many look at the file below; whatever is asked of its guests' data, it
+/// answers too.
+#[test]
+fn a_disk_in_memory_answers_as_the_model() {
+    for test in [
+        a_random_mixture_is_answered_as_by_the_model,
+        a_small_ring_without_event_idx_is_enough,
+        a_disk_with_blocks_of_4096_answers_too,
+        the_write_through_cache_answers_the_same,
+        four_rings_are_driven_by_four_threads,
+        a_ring_is_stopped_in_the_middle_of_it_all,
+    ] {
+        test(Subject::Sluice { engine: Engine::Ram, cache: "writeback" });
+    }
 }
 
 const WHOLE: Mixture = Mixture { start: 0, sectors: 8 << 11, transfer_max: 96, block: 1, depth: 48 };

@@ -190,8 +190,15 @@ fn the_null_engine_does_nothing_and_says_that_it_has() {
     assert_eq!(rig.run(Command::Read, 1 << 40, 4096, &[(0, 512), (512, 3584)]), Ok(4096));
     assert_eq!(rig.ram.read(0, 4096), [7; 4096], "not even zeroes");
     assert_eq!(rig.run(WRITE, 0, 4096, &[(0, 4096)]), Ok(4096));
-    for command in [Command::Sync, Command::Discard, Command::Zero { unmap: true }, Command::SecureErase] {
+    for command in [Command::Sync, Command::Discard, Command::Zero { unmap: true }] {
         assert_eq!(rig.run(command, 4096, 1 << 31, &[]), Ok(0));
+    }
+}
+
+#[test]
+fn what_no_disk_without_a_file_does_is_not_supported() {
+    for mut rig in [Rig::in_memory(), Rig::without_medium()] {
+        assert_eq!(rig.run(Command::SecureErase, 4096, 4096, &[]), Err(Errno::OPNOTSUPP));
     }
 }
 

@@ -96,7 +96,7 @@ impl Rig {
     }
 
     /// The engine of a disk in memory.
-    fn in_memory() -> Self {
+    pub(super) fn in_memory() -> Self {
         let memory = Arc::new(AnonMem::new(FILE_BYTES).expect("some memory"));
         let engine = RamEngine::new(Arc::clone(&memory), DEPTH);
         Self::with(Box::new(engine), None, Medium::Memory(memory))
