@@ -255,3 +255,24 @@ fn each_engine_remembers_a_failed_sync() {
         assert_eq!(rig.run(Command::Sync, 0, 0, &[]), Err(Errno::IO));
     });
 }
+
+#[test]
+fn a_sync_that_takes_long_holds_up_no_read_of_its_ring() {
+    in_time(|| {
+        let ring = Ring::new(8).expect("tests need io_uring");
+        let mut rig = Rig::new(Kind::Cached, Some(ring)).expect("buffered files exist");
+        let is_disk = !Backing::new(rig.file().reopen().expect("it exists"), false).is_in_memory;
+        // All of the file is to be written before the sync ends.
+        rig.fill(0, &Dice::new(1).bytes(usize::try_from(FILE_BYTES).expect("small")));
+        let sync = rig.request(Command::Sync, 0, 0, &[]);
+        let read = rig.request(Command::Read, 0, 4096, &[(0, 4096)]);
+        rig.engine.submit(sync).expect("it is not full");
+        rig.engine.submit(read).expect("it is not full");
+        let done = rig.wait(2);
+        let commands: Vec<_> = done.iter().map(|(request, _)| request.command()).collect();
+        let expected = [Command::Read, Command::Sync];
+        assert!(commands == expected || !is_disk, "{commands:?}: there is nothing to write in memory only");
+        assert!(done.iter().all(|(_, result)| result.is_ok()));
+        done.into_iter().for_each(|(request, _)| rig.put(request));
+    });
+}
