@@ -154,23 +154,21 @@ impl Bio {
 /// Bios that are one request of the guest: done when all of them are (Linux: bios linked by `bi_next`, and `bio_chain`).
 #[derive(Debug, Default)]
 pub struct BioChain {
+    /// The last, and how many there are, is found by walking: chains have at most [`BioSet::CHAIN_MAX`] bios.
     head: Option<Box<Bio>>,
-    /// How many bios. The last is found by walking: chains have at most [`BioSet::CHAIN_MAX`] bios.
-    count: usize,
 }
 
 impl BioChain {
     /// A chain of none.
     #[must_use]
     pub const fn new() -> Self {
-        Self { head: None, count: 0 }
+        Self { head: None }
     }
 
     /// Appends a bio, and gives it back to be filled.
     #[inline]
     pub fn push(&mut self, bio: Box<Bio>) -> &mut Bio {
         debug_assert!(bio.next.is_none(), "a bio is in one chain");
-        self.count += 1;
         match &mut self.head {
             Some(head) => head.append(bio),
             head => head.insert(bio),
@@ -182,7 +180,6 @@ impl BioChain {
     pub fn pop(&mut self) -> Option<Box<Bio>> {
         let mut bio = self.head.take()?;
         self.head = bio.next.take();
-        self.count -= 1;
         Some(bio)
     }
 
@@ -194,7 +191,7 @@ impl BioChain {
     /// How many bios it has.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.count
+        self.iter().count()
     }
 
     /// Whether it has none.

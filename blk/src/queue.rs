@@ -377,6 +377,10 @@ impl RequestQueue {
     /// Takes what the engine has finished, and calls `completed` for each chain that is done (Linux: `blk_mq_poll`, and
     /// `blk_mq_end_request` for each).
     pub fn reap(&mut self, mut completed: impl FnMut(Completed)) {
+        if self.tags.in_flight() == 0 && self.done.is_empty() {
+            // Nothing is in the engine, and nothing was done without it.
+            return;
+        }
         let mut reaped = std::mem::take(&mut self.reaped);
         self.engine.reap(&mut reaped);
         for (request, result) in reaped.drain(..) {
