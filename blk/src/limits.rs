@@ -47,8 +47,8 @@ impl QueueLimits {
 
     /// Whether a request can be cut to these limits wherever its memory lies: blocks and alignments are powers of two, a
     /// page of ours is as aligned as is asked for, a block is as long, and the largest request is whole ones of each and
-    /// fits a bounce buffer. Lengths are as aligned as addresses (up to a sector), so that what is left of a transfer that
-    /// was cut short begins at an address that will do.
+    /// fits a bounce buffer. Lengths are as aligned as addresses, so that what is left of a transfer that was cut
+    /// short at a block begins at an address that will do.
     #[must_use]
     pub fn are_sound(&self) -> bool {
         let units =
@@ -56,7 +56,7 @@ impl QueueLimits {
         units.iter().all(|unit| unit.is_power_of_two() && self.max_bytes.is_multiple_of(*unit))
             && self.unit() <= PAGE_SIZE as u64
             && self.dma_alignment as usize <= PAGE_SIZE
-            && self.length_alignment >= self.dma_alignment.min(512)
+            && self.length_alignment >= self.dma_alignment
             && u64::from(self.length_alignment) <= self.unit()
             && (1..=Self::BYTES_MAX).contains(&self.max_bytes)
     }
@@ -119,7 +119,7 @@ mod tests {
             limits(512, 512, 512, 512, 1 << 20),
             limits(4096, 512, 4, 4096, 1 << 20),
             limits(512, 4096, 4096, 4096, 8192),
-            limits(512, 512, 4096, 512, 8192),
+            limits(4096, 512, 4096, 4096, 8192),
             limits(512, 512, 4, 4, 8192),
         ] {
             assert!(sound.are_sound(), "{sound:?}");
@@ -132,6 +132,8 @@ mod tests {
             limits(512, 512, 1, 3, 1536),
             limits(512, 512, 4, 1, 4096),
             limits(512, 512, 4096, 256, 4096),
+            limits(512, 512, 4096, 512, 8192),
+            limits(512, 4096, 4096, 512, 8192),
             limits(4096, 512, 512, 1, 512),
             limits(512, 4096, 512, 512, 512),
             limits(512, 512, 4096, 512, 512),

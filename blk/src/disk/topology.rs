@@ -91,7 +91,9 @@ pub(super) fn topology(file: &File, is_block: bool) -> io::Result<Topology> {
 /// What a disk can take that is opened for direct I/O as `direct` says, or through the page cache, and of which the guest
 /// sees blocks of `logical` bytes.
 pub(super) fn limits(topology: Topology, logical: u32, direct: Option<DioAlign>) -> QueueLimits {
-    let disk_block = disk_block(topology, direct);
+    // Memory that must be aligned more than blocks are: whole blocks of that, so that any block may come next.
+    let memory = direct.map_or(1, |align| align.memory);
+    let disk_block = disk_block(topology, direct).max(memory);
     QueueLimits {
         logical_block_size: logical,
         disk_block_size: disk_block,
@@ -99,8 +101,8 @@ pub(super) fn limits(topology: Topology, logical: u32, direct: Option<DioAlign>)
         alignment_offset: topology.alignment_offset,
         io_min: topology.io_min.max(logical),
         io_opt: topology.io_opt,
-        dma_alignment: direct.map_or(1, |align| align.memory),
-        length_alignment: direct.map_or(1, |align| align.offset.max(align.memory.min(512))),
+        dma_alignment: memory,
+        length_alignment: direct.map_or(1, |align| align.offset.max(memory)),
         needs_pinning: direct.is_some(),
         discard_granularity: topology.discard_granularity.max(logical),
         discard_alignment: topology.discard_granularity.max(logical),

@@ -17,9 +17,9 @@ pub struct QueueConfig {
     pub depth: u16,
     /// What the disk can take.
     pub limits: QueueLimits,
-    /// What [`PassthroughCommand::DeviceId`] answers.
+    /// What [`DeviceId`](super::PassthroughCommand::DeviceId) answers.
     pub device_id: Vec<u8>,
-    /// What [`PassthroughCommand::Lifetime`] answers, where the disk knows.
+    /// What [`Lifetime`](super::PassthroughCommand::Lifetime) answers, where the disk knows.
     pub lifetime: Option<[u8; 6]>,
     /// The disk can erase so that nothing can be recovered.
     pub secure_erase: bool,

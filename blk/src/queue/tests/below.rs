@@ -32,12 +32,12 @@ impl Below {
         faulty: bool,
     ) -> (Self, QueueLimits, Box<dyn Engine>) {
         let (logical_block_size, disk_block_size) = dice.pick(&[(512, 512), (512, 4096), (4096, 4096)]);
-        let dma_alignment: u32 = dice.pick(&[1, 512, 512, 4096]);
+        let dma_alignment: u32 = dice.pick(&[1, 512, 512, 4096]).min(disk_block_size);
         let limits = QueueLimits {
             logical_block_size,
             disk_block_size,
             dma_alignment,
-            length_alignment: dice.pick(&[dma_alignment.min(512), 512, disk_block_size]),
+            length_alignment: dice.pick(&[dma_alignment, dma_alignment.max(512), disk_block_size]),
             max_bytes: random_bytes_max(dice),
             ..QueueLimits::default()
         };

@@ -82,7 +82,7 @@ fn an_address_or_a_length_that_does_not_fit_is_a_reason() {
         (direct(512), &[(512 + 16, 4096)]),
         (direct(512), &[(0, 511), (1024, 1)]),
         (direct(4096), &[(0, 4000), (8192, 96)]),
-        (QueueLimits { dma_alignment: 4096, ..direct(512) }, &[(512, 512)]),
+        (QueueLimits { dma_alignment: 4096, length_alignment: 4096, ..direct(4096) }, &[(512, 4096)]),
         (large_blocks(), &[(0, 512), (4096, 3584)]),
     ] {
         let mut bench = bench(config(1, limits));

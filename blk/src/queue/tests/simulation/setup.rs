@@ -15,12 +15,13 @@ pub(super) fn on_disk(stamp: u64) -> Vec<u8> {
 pub(super) fn random_limits(dice: &mut Dice, secret: bool) -> QueueLimits {
     let (logical_block_size, disk_block_size) =
         dice.pick(&[(512, 4096), (512, 4096), (512, 4096), (512, 512), (4096, 4096), (4096, 512)]);
-    let dma_alignment: u32 = dice.pick(&[1, 4, 512, 512, 4096]);
+    let unit = std::cmp::max(logical_block_size, disk_block_size);
+    let dma_alignment: u32 = dice.pick(&[1, 4, 512, 512, 4096]).min(unit);
     let limits = QueueLimits {
         logical_block_size,
         disk_block_size,
         dma_alignment,
-        length_alignment: dice.pick(&[dma_alignment.min(512), 512, disk_block_size]),
+        length_alignment: dice.pick(&[dma_alignment, dma_alignment.max(512), unit]),
         needs_pinning: secret && dice.chance(50),
         stable_writes: dice.chance(15),
         max_bytes: dice.pick(&[4096, 8192, 12288, 32768, 1 << 20]),
