@@ -17,7 +17,7 @@ pub(crate) struct WorkerArgs {
     pub(crate) worker_cpus: Option<CpuList>,
 
     /// How long a thread that has nothing to do may look for work before it sleeps, in microseconds; it does so only
-    /// while work comes that soon, and with 0 never [default: 50, on a single CPU 0]
+    /// while work comes that soon, and with 0 never [default: 50]
     #[arg(long, value_name = "US", value_parser = parse_poll_max)]
     pub(crate) poll_max_us: Option<u32>,
 }
@@ -36,12 +36,12 @@ impl WorkerArgs {
     pub(crate) fn options(&self, queues: usize, cpus: usize) -> WorkersOptions {
         let listed = self.worker_cpus.clone().unwrap_or_default().0;
         let default = if listed.is_empty() { cpus } else { listed.len() };
-        // Who looks for work on the only CPU keeps others from making it.
-        let poll_max = if cpus == 1 { Duration::ZERO } else { WorkersOptions::POLL_MAX };
         WorkersOptions {
             count: self.workers.unwrap_or(default.min(queues)),
             cpus: listed,
-            poll_max: self.poll_max_us.map_or(poll_max, |us| Duration::from_micros(us.into())),
+            poll_max: self
+                .poll_max_us
+                .map_or(WorkersOptions::POLL_MAX, |us| Duration::from_micros(us.into())),
         }
     }
 }
@@ -130,11 +130,6 @@ mod tests {
         let both = line.or(file);
         assert_eq!((both.workers, both.poll_max_us), (Some(1), Some(3)));
         assert_eq!(both.options(1, 1).poll_max, Duration::from_micros(3));
-    }
-
-    #[test]
-    fn nobody_looks_for_work_on_the_only_cpu() {
-        let poll_max = |cpus| WorkerArgs::default().options(1, cpus).poll_max;
-        assert_eq!((poll_max(1), poll_max(2)), (Duration::ZERO, WorkersOptions::POLL_MAX));
+        assert_eq!(WorkerArgs::default().options(1, 1).poll_max, WorkersOptions::POLL_MAX);
     }
 }
