@@ -6,9 +6,15 @@
 //! (`halt_poll_ns` of KVM): a wait that was short, and yet slept through, doubles the time that is looked for work; a
 //! long one halves it, down to nothing. An idle worker sleeps.
 //!
+//! While it looks, a worker gives way to whoever else wants its CPU: a driver is often woken right there, and could
+//! otherwise not make the work that is looked for. Who gives way to one that computes, though, waits for a slice of
+//! milliseconds, where a sleeper that is woken comes first. After such a stall a worker sleeps for a number of waits; for
+//! twice as many if the last stall was not as many looks ago.
+//!
 //! Waits with I/O in flight are a matter of their own, as those are for the disk: a worker looks as long as a sleep costs,
 //! and not through each access of a disk that takes ten times that.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// How long is looked for work before one kind of sleep.
@@ -51,15 +57,28 @@ pub(crate) struct Wait {
 pub(crate) struct Pace {
     idle: Window,
     io: Window,
+    /// How many waits are slept through after a stall.
+    penalty: u32,
+    /// How many of them are left.
+    sleeps: u32,
+    /// How many looks have found work since the penalty was changed.
+    found: u32,
 }
 
 impl Pace {
     /// The most that is looked with I/O in flight: about what a sleep costs.
     const IO_MAX: Duration = Duration::from_micros(8);
 
+    /// Who is without the CPU for longer has met one that computes.
+    const STALL: Duration = Duration::from_micros(100);
+
+    /// How many waits are slept through after the first stall, and after the last of many.
+    const PENALTY: RangeInclusive<u32> = 64..=65536;
+
     /// Looks for `max` at most; for zero, never.
     pub(crate) fn new(max: Duration) -> Self {
-        Self { idle: Window::new(max), io: Window::new(max.min(Self::IO_MAX)) }
+        let (idle, io) = (Window::new(max), Window::new(max.min(Self::IO_MAX)));
+        Self { idle, io, penalty: *Self::PENALTY.start(), sleeps: 0, found: 0 }
     }
 
     /// There is no work, and `io` says whether I/O is in flight.
@@ -71,23 +90,53 @@ impl Pace {
         if wait.io { &mut self.io } else { &mut self.idle }
     }
 
-    /// Looks for work until there is some or the time for that is over. Returns whether there is.
-    pub(crate) fn look(&mut self, wait: &Wait, mut has_work: impl FnMut() -> bool) -> bool {
+    /// Looks for work until there is some or the time for that is over; now and then it lets others have the CPU, by
+    /// `give_way`. Returns whether there is work.
+    pub(crate) fn look(
+        &mut self,
+        wait: &Wait,
+        mut has_work: impl FnMut() -> bool,
+        mut give_way: impl FnMut(),
+    ) -> bool {
         let window = self.window(wait).now;
-        if window.is_zero() {
+        if window.is_zero() || self.sleeps > 0 {
+            self.sleeps = self.sleeps.saturating_sub(1);
             return false;
         }
+        let mut before = wait.begun.elapsed();
         loop {
             // The clock costs more than a look does.
             for _ in 0..16 {
                 if has_work() {
+                    self.found();
                     return true;
                 }
                 std::hint::spin_loop();
             }
-            if wait.begun.elapsed() >= window {
+            give_way();
+            let now = wait.begun.elapsed();
+            if now - before > Self::STALL {
+                self.stalled();
+                return has_work();
+            }
+            if now >= window {
                 return false;
             }
+            before = now;
+        }
+    }
+
+    fn stalled(&mut self) {
+        self.sleeps = self.penalty;
+        self.penalty = (self.penalty * 2).min(*Self::PENALTY.end());
+        self.found = 0;
+    }
+
+    fn found(&mut self) {
+        self.found += 1;
+        if self.found >= self.penalty {
+            self.penalty = (self.penalty / 2).max(*Self::PENALTY.start());
+            self.found = 0;
         }
     }
 
@@ -130,7 +179,7 @@ mod tests {
         for io in [false, true] {
             let wait = Pace::begin(io);
             pace.end(&wait);
-            assert!(!pace.look(&wait, || unreachable!("no look")));
+            assert!(!pace.look(&wait, || unreachable!("no look"), || ()));
         }
     }
 
@@ -153,8 +202,38 @@ mod tests {
             *looks += 1;
             *looks == 3
         };
-        assert!(pace.look(&Pace::begin(false), || work(&mut looks)));
+        assert!(pace.look(&Pace::begin(false), || work(&mut looks), || ()));
         assert_eq!(looks, 3);
-        assert!(!pace.look(&Pace::begin(false), || false));
+        let mut ways = 0;
+        assert!(!pace.look(&Pace::begin(false), || false, || ways += 1));
+        assert!(ways > 0, "others had the CPU");
+    }
+
+    #[test]
+    fn a_worker_that_lost_its_cpu_sleeps_for_a_while_and_longer_each_time() {
+        let mut pace = Pace::new(us(50));
+        pace.idle.learn(us(4));
+        let stall = || std::thread::sleep(us(500));
+        for penalty in [64, 128, 256] {
+            let mut asked = 0;
+            assert!(
+                pace.look(
+                    &Pace::begin(false),
+                    || {
+                        asked += 1;
+                        asked > 16
+                    },
+                    stall
+                ),
+                "and work came meanwhile"
+            );
+            for _ in 0..penalty {
+                assert!(!pace.look(&Pace::begin(false), || true, || ()));
+            }
+        }
+        for _ in 0..512 + 256 + 128 {
+            assert!(pace.look(&Pace::begin(false), || true, || ()));
+        }
+        assert_eq!(pace.penalty, 64, "and all is forgiven");
     }
 }

@@ -24,6 +24,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::thread::sched_yield;
 use sluice_blk::overlap::Wake as WakeQueue;
 
 use crate::event::Event;
@@ -230,7 +231,7 @@ impl Worker {
         let Self { reactor, rings, active, pace, .. } = self;
         let io = active.iter().any(|index| !rings[*index].service.is_idle());
         let wait = Pace::begin(io);
-        if !pace.look(&wait, || has_work(reactor, rings, active)) && !self.arm() {
+        if !pace.look(&wait, || has_work(reactor, rings, active), sched_yield) && !self.arm() {
             self.collect(true)?;
             self.pace.end(&wait);
         }
