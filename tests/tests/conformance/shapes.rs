@@ -16,6 +16,7 @@ sluice_tests::suite! {
     chains_are_direct_or_indirect: [],
     chains_end_in_an_indirect_table: [IndirectTail],
     a_mebibyte_comes_in_256_pages: [],
+    four_mebibytes_come_in_1024_pages: [ProductFeatures],
     data_comes_in_many_tiny_pieces: [],
     data_comes_in_one_huge_piece: [],
     buffers_lie_anywhere: [],
@@ -79,6 +80,16 @@ fn a_mebibyte_comes_in_256_pages(subject: Subject) {
     let mut small =
         Guest::boot_with(subject, &DiskSpec::default(), &Drive { ring_size: 16, ..Drive::default() });
     write_and_read(&mut small, &mut rng, 1 << 20, &Shape::pieces(&[4096]).indirect());
+}
+
+fn four_mebibytes_come_in_1024_pages(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    let mut rng = Rng::for_test(15);
+    // One after the other in memory, and each apart from the next; in place, and to be bounced.
+    for (align, skew) in [(4096, 0), (8192, 0), (8192, 1)] {
+        let shape = Shape { place: Place::Aligned { align, skew }, ..Shape::pieces(&[4096]) };
+        write_and_read(&mut guest, &mut rng, 4 << 20, &shape.indirect());
+    }
 }
 
 fn data_comes_in_many_tiny_pieces(subject: Subject) {
