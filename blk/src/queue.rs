@@ -392,7 +392,7 @@ impl RequestQueue {
         }
     }
 
-    /// How many chains were submitted and are not done.
+    /// How many chains were submitted and are not done (Linux: `blk_mq_queue_inflight`).
     #[must_use]
     pub fn under_way(&self) -> usize {
         self.chains.len() - self.free_chains.len()
