@@ -25,6 +25,18 @@ pub enum BounceReason {
     Zeroes,
 }
 
+impl BounceReason {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Misaligned,
+        Self::Unaddressable,
+        Self::StableWrites,
+        Self::Fragmented,
+        Self::PartialBlock,
+        Self::Zeroes,
+    ];
+}
+
 /// The front of a bio (Linux: what `bio_split_rw_at` returns).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {

@@ -81,6 +81,11 @@ impl Running {
         Self { child: command.stderr(log).spawn().expect("the program starts") }
     }
 
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there");
     }

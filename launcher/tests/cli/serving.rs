@@ -253,3 +253,39 @@ fn in_the_journal_a_line_starts_with_its_priority() {
     assert!(!words.is_empty());
     assert!(words.lines().all(|line| line.starts_with("<6>")), "{words}");
 }
+
+/// The CPUs that each worker of a process may run on, as /proc has them, in the order of their names.
+fn workers_of(process: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut workers: Vec<_> = tasks
+        .filter_map(|task| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).ok()?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let name = field("Name:").filter(|name| name.starts_with("worker-"))?;
+            Some((name.to_owned(), field("Cpus_allowed_list:")?.to_owned()))
+        })
+        .collect();
+    workers.sort_unstable();
+    workers.into_iter().map(|(_, cpus)| cpus).collect()
+}
+
+#[test]
+fn there_are_as_many_workers_as_is_said_and_they_stay_where_they_are_to() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &["--num-queues=1", "--workers=3", "--worker-cpus=0"]);
+    FrontEnd::connect(&socket);
+    assert_eq!(workers_of(daemon.id()), ["0", "0", "0"]);
+    daemon.end();
+    let daemon = serve(&socket, &disk, &["--num-queues=1"]);
+    FrontEnd::connect(&socket);
+    assert_eq!(workers_of(daemon.id()).len(), 1, "one queue is nothing for two");
+    daemon.end();
+    let (code, _, words) = output_of(sluice().args([
+        option("socket-path", &socket),
+        option("blk-file", &disk),
+        "--worker-cpus=1023".to_owned(),
+    ]));
+    assert_eq!(code, Some(1));
+    assert!(words.contains("CPU 1023"), "{words}");
+}

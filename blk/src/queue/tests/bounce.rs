@@ -9,23 +9,14 @@ use super::bench::{Bench, bench, config, direct, large_blocks, range};
 use super::scripted::Knows;
 use super::*;
 
-const REASONS: [BounceReason; 6] = [
-    BounceReason::Misaligned,
-    BounceReason::Unaddressable,
-    BounceReason::StableWrites,
-    BounceReason::Fragmented,
-    BounceReason::PartialBlock,
-    BounceReason::Zeroes,
-];
-
-/// How often something was bounced, by reason, in the order of [`REASONS`].
+/// How often something was bounced, by reason, in the order of [`BounceReason::ALL`].
 fn counts(bench: &Bench) -> [u64; 6] {
-    REASONS.map(|reason| bench.queue.stats.bounced(reason).value())
+    BounceReason::ALL.map(|reason| bench.queue.stats.bounced(reason).value())
 }
 
 /// The same, when it was for one reason alone.
 fn only(reason: BounceReason, count: u64) -> [u64; 6] {
-    REASONS.map(|other| if other == reason { count } else { 0 })
+    BounceReason::ALL.map(|other| if other == reason { count } else { 0 })
 }
 
 /// Reads and writes as many bytes as `pieces` have at `offset`, and checks what arrives.

@@ -20,22 +20,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::doubles::dice::for_seeds_on_all_cores;
-use crate::split::BounceReason;
 
 use self::seen::Seen;
 use self::world::{Stage, World};
 
 /// How many seeds `cargo test` runs: a few seconds' worth.
 const SEEDS: u64 = 10_000;
-
-const REASONS: [BounceReason; 6] = [
-    BounceReason::Misaligned,
-    BounceReason::Unaddressable,
-    BounceReason::StableWrites,
-    BounceReason::Fragmented,
-    BounceReason::PartialBlock,
-    BounceReason::Zeroes,
-];
 
 #[test]
 fn simulation_every_chain_completes_once_data_is_right_and_there_is_always_progress() {

@@ -271,7 +271,7 @@ impl<'a> World<'a> {
         seen.failed += stats.failed.value();
         seen.splits += stats.splits.value();
         seen.parked += stats.parked.value();
-        for (sum, reason) in seen.bounced.iter_mut().zip(super::REASONS) {
+        for (sum, reason) in seen.bounced.iter_mut().zip(crate::split::BounceReason::ALL) {
             *sum += stats.bounced(reason).value();
         }
         seen.woken += self.sides[which].woken.0.load(Ordering::Relaxed);
