@@ -256,10 +256,10 @@ fn in_the_journal_a_line_starts_with_its_priority() {
 
 /// The CPUs that each worker of a process may run on, as /proc has them, in the order of their names.
 fn workers_of(process: u32) -> Vec<String> {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
     let mut workers: Vec<_> = tasks
         .filter_map(|task| {
-            let status = std::fs::read_to_string(task.unwrap().path().join("status")).ok()?;
+            let status = std::fs::read_to_string(task.expect("a thread").path().join("status")).ok()?;
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             let name = field("Name:").filter(|name| name.starts_with("worker-"))?;
             Some((name.to_owned(), field("Cpus_allowed_list:")?.to_owned()))
