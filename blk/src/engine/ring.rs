@@ -131,23 +131,37 @@ impl Ring {
 }
 
 impl Inner {
+    /// After a wait the kernel is asked so many times for more that is finished: enough for 160 events.
+    const CALLS_AFTER_WAIT: usize = 8;
+
     fn enter(&mut self, wait: bool) -> io::Result<()> {
         // What is there already needs no waiting.
         let want = usize::from(wait && self.uring.completion().is_empty());
         if want > 0 || self.wants_enter() {
-            match self.submit_and_wait(want) {
-                Ok(()) => {}
-                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
-                // Completions are to be taken first, or memory is short for a moment: the caller comes again.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {}
-                Err(e) => return Err(e),
+            self.submit_and_wait(want)?;
+        }
+        // A wait brings as many events as it asks for, and others call 20 at most; what else is there is flagged.
+        let calls = if want > 0 { Self::CALLS_AFTER_WAIT } else { 0 };
+        for _ in 0..calls {
+            if !self.wants_enter() {
+                break;
             }
+            self.submit_and_wait(0)?;
         }
         self.collect();
         Ok(())
     }
 
     fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
+        match self.call_kernel(want) {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => Ok(()),
+            // Completions are to be taken first, or memory is short for a moment: the caller comes again.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn call_kernel(&mut self, want: usize) -> io::Result<()> {
         let is_idle = want > 0 && self.in_kernel == self.watches;
         if !is_idle || !self.uring.params().is_feature_no_iowait() {
             return self.uring.submit_and_wait(want).map(|_| ());

@@ -62,6 +62,21 @@ fn each_write_to_a_watched_event_fd_is_an_event() {
 }
 
 #[test]
+fn a_wait_brings_all_that_has_happened() {
+    in_time(|| {
+        let ring = Ring::new(64).expect("tests need io_uring");
+        let mut client = ring.client(64).expect("a slot");
+        let events: Vec<OwnedFd> = (0..100).map(|_| event()).collect();
+        for (event, token) in events.iter().zip(0..) {
+            client.watch(event.as_fd(), token).expect("it can be polled");
+        }
+        events.iter().for_each(write);
+        ring.enter(true).expect("io_uring_enter(2)");
+        assert_eq!(tokens(&mut client).len(), events.len(), "more than Linux gives in one call");
+    });
+}
+
+#[test]
 fn what_was_written_before_the_watch_is_an_event_too() {
     in_time(|| {
         let ring = Ring::new(8).expect("tests need io_uring");
