@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sluice_mem::sigbus::Alarm;
 use vhost::vhost_user::message::{FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -32,6 +33,9 @@ pub(crate) enum End {
     /// Something that is no message.
     #[error("connection closed: {0}")]
     Broken(&'static str),
+    /// The guest's memory was taken away: its file was cut, or no huge page is left for it.
+    #[error("connection closed: memory of the guest was taken away (is its file shorter than it was?)")]
+    MemoryLost,
     /// The socket does not work.
     #[error("connection closed")]
     Socket(#[from] io::Error),
@@ -47,6 +51,7 @@ pub(crate) struct Connection<'a> {
     log: &'a Ratelimit,
     handler: BackendReqHandler<Mutex<Session>>,
     session: Arc<Mutex<Session>>,
+    alarm: Arc<Alarm>,
     stream: UnixStream,
     opened: Instant,
     has_spoken: bool,
@@ -71,15 +76,21 @@ impl<'a> Connection<'a> {
         // Not waited for by design; the bound is for what the design has overlooked.
         stream.set_read_timeout(Some(Self::MESSAGE_TIMEOUT))?;
         stream.set_write_timeout(Some(Self::MESSAGE_TIMEOUT))?;
+        let alarm = Arc::clone(session.alarm());
         let session = Arc::new(Mutex::new(session));
         let handler = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&session));
         let opened = Instant::now();
-        Ok(Self { name, log, handler, session, stream, opened, has_spoken: false, part_since: None })
+        Ok(Self { name, log, handler, session, alarm, stream, opened, has_spoken: false, part_since: None })
     }
 
     /// The socket. To be waited on, unless [`Connection::is_in_part`].
     pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
+    }
+
+    /// Becomes readable when the guest's memory was taken away.
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 
     /// Whether a part of a message is there, so that the socket is readable although there is nothing to be done.

@@ -101,6 +101,8 @@ struct Serving {
 /// What the control thread has to do.
 enum Todo {
     Stop,
+    /// The guest's memory was taken away.
+    Close,
     /// See what has come on the connection.
     Handle,
     /// Another front-end wants to connect.
@@ -135,7 +137,7 @@ impl Serving {
 
     /// Serves one connection to its end, and refuses others meanwhile.
     fn serve(&self, stream: UnixStream, listener: Option<&UnixListener>) -> io::Result<End> {
-        let session = Session::new(&self.name, Arc::clone(&self.device), Arc::clone(&self.workers));
+        let session = Session::new(&self.name, Arc::clone(&self.device), Arc::clone(&self.workers))?;
         let mut connection = Connection::new(stream, session, &self.name, &self.log)?;
         self.log(Level::Info, format_args!("a front-end has connected"));
         let end = self.converse(&mut connection, listener);
@@ -156,6 +158,7 @@ impl Serving {
             }
             match todo {
                 Todo::Stop => return Ok(End::Stopped),
+                Todo::Close => return Ok(End::MemoryLost),
                 Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
                 Todo::Accept => self.refuse(listener)?,
                 Todo::Handle => {}
@@ -174,6 +177,7 @@ impl Serving {
         let stream = connection.filter(|_| !is_in_part).map(Connection::stream);
         let sources = [
             Some((self.stop.as_fd(), Todo::Stop)),
+            connection.map(|connection| (connection.alarm().as_fd(), Todo::Close)),
             stream.map(|stream| (stream.as_fd(), Todo::Handle)),
             listener.map(|listener| (listener.as_fd(), Todo::Accept)),
         ];

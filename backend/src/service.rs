@@ -177,6 +177,10 @@ impl Service {
     /// Does a share of what there is to do, without waiting: other rings of the thread come to their turn, and what has
     /// been done reaches the driver. Returns whether there may be more at once.
     pub fn turn(&mut self, stopping: bool) -> bool {
+        if self.pin.memory().is_lost() {
+            // What is in the ring now is not the guest's. The connection is being closed.
+            self.broken = true;
+        }
         let mut more = self.complete();
         if !stopping && !self.armed {
             more |= self.fetch();

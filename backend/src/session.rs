@@ -5,10 +5,12 @@
 //! one was asked for, and [`crate::server`] closes the connection where none was.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use sluice_mem::guest::GuestMem;
 use sluice_mem::region::{Region, RegionError, RegionInfo};
+use sluice_mem::sigbus::Alarm;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -83,6 +85,8 @@ impl From<SessionError> for Error {
 pub struct Session {
     device: Arc<Device>,
     rings: Rings,
+    /// Rings when memory of the guest was taken away.
+    alarm: Arc<Alarm>,
     /// PROTOCOL_FEATURES was negotiated, so rings begin disabled.
     protocol_features: bool,
     /// The front-end has asked what is offered: the crate acknowledges nothing before.
@@ -96,11 +100,19 @@ impl Session {
     pub const REGIONS_MAX: usize = 509;
 
     /// A new connection to `device`, called `name` in the log.
-    #[must_use]
-    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
+    ///
+    /// # Errors
+    /// When the process has no fd left.
+    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> io::Result<Self> {
         let rings = Rings::new(name, Arc::clone(&device), workers);
-        let protocol = VhostUserProtocolFeatures::empty();
-        Self { device, rings, protocol_features: false, has_offered: false, protocol }
+        let (alarm, protocol) = (Alarm::new()?, VhostUserProtocolFeatures::empty());
+        Ok(Self { device, rings, alarm, protocol_features: false, has_offered: false, protocol })
+    }
+
+    /// What rings when memory of the guest was taken away: then the connection is to be closed.
+    #[must_use]
+    pub fn alarm(&self) -> &Arc<Alarm> {
+        &self.alarm
     }
 
     /// Whether a message that asks for an acknowledgement gets one.
@@ -197,7 +209,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        let map = |(region, file)| Region::map(region_info(region), file);
+        let map = |(region, file)| Region::map_watched(region_info(region), file, &self.alarm);
         let regions: std::result::Result<Vec<_>, RegionError> = table.iter().zip(files).map(map).collect();
         self.set_regions(regions.map_err(SessionError::from)?)?;
         Ok(None)
@@ -281,7 +293,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         fd: File,
         _postcopy_listening: Option<bool>,
     ) -> Result<Option<u64>> {
-        let region = Region::map(region_info(region), fd).map_err(SessionError::from)?;
+        let region = Region::map_watched(region_info(region), fd, &self.alarm);
+        let region = region.map_err(SessionError::from)?;
         let mut regions = self.rings.memory().regions().to_vec();
         regions.push(region);
         self.set_regions(regions)?;

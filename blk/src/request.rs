@@ -190,6 +190,13 @@ impl Request {
         self.bios.next.is_none() && self.bios.bounce.is_none()
     }
 
+    /// Whether data was copied from or to memory that the guest may have had no more by then. Where nothing is copied, the
+    /// kernel says so itself.
+    #[inline]
+    pub(crate) fn was_copied_in_vain(&self) -> bool {
+        self.bios.bounce.is_some() && self.bios.list().any(|bio| bio.sg.is_lost())
+    }
+
     /// The first bio that is not done.
     pub(crate) fn bio(&self) -> &Bio {
         &self.bios

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use sluice_mem::sigbus;
 
 mod bench;
 mod capabilities;
@@ -75,6 +76,7 @@ fn start(cli: Cli) -> Result<u8> {
 
 fn serve_until_stopped(plan: &Plan) -> Result<u8> {
     let signals = StopSignals::install().context("cannot take over signals")?;
+    sigbus::survive().context("cannot take over SIGBUS")?;
     let mut daemon = Daemon::start(plan)?;
     daemon.wait(&signals)?;
     daemon.stop();

@@ -33,6 +33,7 @@ use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::region::{Region, RegionError};
 use crate::sglist::IoVec;
+use crate::sigbus::Alarm;
 use crate::slice::GuestSlice;
 
 /// An address is not, or not wholly, in any region: the guest's or the front-end's mistake.
@@ -50,6 +51,7 @@ pub struct BadAddress {
 #[derive(Debug, Clone, Default)]
 pub struct GuestMem {
     regions: Vec<Region>,
+    alarm: Option<Arc<Alarm>>,
 }
 
 impl GuestMem {
@@ -60,7 +62,8 @@ impl GuestMem {
     pub fn new(mut regions: Vec<Region>) -> Result<Self, RegionError> {
         check_overlap(&mut regions, Region::user_addr)?;
         check_overlap(&mut regions, Region::guest_addr)?;
-        Ok(Self { regions })
+        let alarm = regions.iter().find_map(Region::alarm).cloned();
+        Ok(Self { regions, alarm })
     }
 
     /// The memory that vm-memory has mapped. User addresses are guest addresses.
@@ -68,7 +71,14 @@ impl GuestMem {
     pub fn from_vm_memory(memory: &GuestMemoryMmap) -> Self {
         // vm-memory keeps its regions sorted and disjoint.
         let regions = memory.iter().map(Region::from_mapped).collect();
-        Self { regions }
+        Self { regions, alarm: None }
+    }
+
+    /// Whether some of it was taken away: what is read from it may not be the guest's. Of one alarm for all regions.
+    #[must_use]
+    #[inline]
+    pub fn is_lost(&self) -> bool {
+        self.alarm.as_ref().is_some_and(|alarm| alarm.has_rung())
     }
 
     /// The regions, by ascending guest address.

@@ -11,6 +11,7 @@
 //! | [`kzalloc`] | zeroed memory out of a bounded arena | `kzalloc(9)` |
 //! | [`mempool`] | a fixed reserve of objects | `mempool_t` |
 //! | [`region`] | one front-end fd, mapped | none |
+//! | [`sigbus`] | guest memory that is taken away | none |
 //! | [`guest`] | all regions: guest address to memory | none (`struct kvm_memslots`) |
 //! | [`mod@slice`] | a range of guest memory, copied in and out | none |
 //! | [`sglist`] | the pieces of memory that one transfer touches | `struct bio_vec` arrays, `struct scatterlist` |
@@ -26,6 +27,7 @@ pub mod kzalloc;
 pub mod mempool;
 pub mod region;
 pub mod sglist;
+pub mod sigbus;
 pub mod slice;
 
 /// The unit of every allocation, and the alignment that suits every disk.

@@ -10,6 +10,7 @@ mod pin;
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::sigbus::{Alarm, Watch, page_size_of};
 use rustix::fs::{FileType, fstat};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
@@ -79,6 +80,8 @@ pub enum RegionError {
 /// A mapped region. Unmapped when the last user is gone (nearest in Linux: `struct kvm_memory_slot`).
 #[derive(Debug, Clone)]
 pub struct Region {
+    // Before the mapping: it is not watched any more when it is unmapped.
+    watch: Option<Arc<Watch>>,
     map: Arc<MmapRegion>,
     guest_addr: u64,
     user_addr: u64,
@@ -99,7 +102,25 @@ impl Region {
         let map = MmapRegion::from_file(FileOffset::new(file, info.mmap_offset), size)
             .map_err(|e| RegionError::Map { guest_addr, source: std::io::Error::other(e) })?;
         let pinnable = pin::is_pinnable(map.as_ptr());
-        Ok(Self { map: Arc::new(map), guest_addr, user_addr: info.user_addr, pinnable })
+        Ok(Self { watch: None, map: Arc::new(map), guest_addr, user_addr: info.user_addr, pinnable })
+    }
+
+    /// As [`Region::map`]; and `alarm` rings when the memory was taken away, if the process survives that
+    /// ([`survive`](crate::sigbus::survive)).
+    ///
+    /// # Errors
+    /// As [`Region::map`].
+    pub fn map_watched(info: RegionInfo, file: File, alarm: &Arc<Alarm>) -> Result<Self, RegionError> {
+        let page = page_size_of(&file);
+        let region = Self::map(info, file)?;
+        let watch = Watch::new(region.map.as_ptr(), region.map.size(), page, Arc::clone(alarm));
+        Ok(Self { watch: Some(Arc::new(watch)), ..region })
+    }
+
+    /// What rings when the memory was taken away.
+    #[must_use]
+    pub fn alarm(&self) -> Option<&Arc<Alarm>> {
+        self.watch.as_ref().map(|watch| watch.alarm())
     }
 
     /// A region that vm-memory has mapped already. Its user addresses are its guest addresses.
@@ -107,7 +128,7 @@ impl Region {
     pub fn from_mapped(region: &GuestRegionMmap) -> Self {
         let guest_addr = region.start_addr().0;
         let pinnable = pin::is_pinnable(region.as_ptr());
-        Self { map: region.get_mmap(), guest_addr, user_addr: guest_addr, pinnable }
+        Self { watch: None, map: region.get_mmap(), guest_addr, user_addr: guest_addr, pinnable }
     }
 
     /// The first guest address.

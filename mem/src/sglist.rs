@@ -384,6 +384,12 @@ impl SgList {
         }
     }
 
+    /// Whether memory of the guest that this belongs to was taken away: what was copied from it may not be the guest's.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.backing, Backing::Guest(pin) if pin.memory().is_lost())
+    }
+
     /// Whether the kernel can hold on to all of the memory, as direct I/O asks it to. What it cannot is answered with
     /// EFAULT.
     #[must_use]

@@ -148,9 +148,14 @@ impl Guest {
         self.session.as_mut().expect("a guest is connected")
     }
 
+    /// Closes the connection.
+    pub fn hang_up(&mut self) {
+        self.session = None;
+    }
+
     /// Closes the connection and makes a new one, on which nothing has been said yet.
     pub fn redial(&mut self) {
-        self.session = None;
+        self.hang_up();
         self.session = Some(Session::connect(self.served.socket()));
     }
 

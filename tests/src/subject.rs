@@ -119,6 +119,8 @@ pub enum Ability {
     OddSizes,
     /// Serves several disks in one process.
     SeveralDisks,
+    /// Lives on when memory of the guest is taken away, and closes the connection.
+    SurvivesLostMemory,
 }
 
 impl Subject {
@@ -212,6 +214,7 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
         Ability::LargerRings => Some("vhost-user-backend refuses it"),
         Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
         Ability::SeveralDisks => Some("a daemon of vhost-user-backend serves one device"),
+        Ability::SurvivesLostMemory => Some("vhost-user-backend looks at rings that are gone, too"),
         _ => None,
     }
 }
@@ -233,6 +236,7 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         Ability::DiscardOptions => Some("it has no options"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
         Ability::SeveralDisks => Some("one is enough for an oracle"),
+        Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
         _ => None,
     }
 }
@@ -276,6 +280,7 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::DiscardOptions => Some("it calls them by other names"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
         Ability::SeveralDisks => Some("it does, but isolation is the product's promise"),
+        Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
         _ => None,
     }
 }

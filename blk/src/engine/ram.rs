@@ -50,5 +50,9 @@ fn execute(memory: &AnonMem, request: &Request) -> IoResult {
         }
         Command::SecureErase => return Err(Errno::OPNOTSUPP),
     };
+    if request.sg().is_lost() {
+        // As the kernel says of memory that is not there.
+        return Err(Errno::FAULT);
+    }
     u32::try_from(moved).map_err(|_| Errno::INVAL)
 }

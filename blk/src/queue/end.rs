@@ -13,6 +13,10 @@ impl RequestQueue {
 
     #[inline]
     pub(super) fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
+        if matches!(request.command, Command::Write { .. }) && request.was_copied_in_vain() {
+            self.finish_request(request, Status::IoErr);
+            return Ok(());
+        }
         self.engine.submit(request)?;
         self.stats.requests.add(1);
         Ok(())
@@ -186,7 +190,10 @@ impl RequestQueue {
     }
 
     #[inline]
-    fn finish_request(&mut self, request: Request, status: Status) {
+    fn finish_request(&mut self, request: Request, mut status: Status) {
+        if request.was_copied_in_vain() {
+            status = Status::IoErr;
+        }
         let mut next = Some(self.release(request));
         while let Some(mut bio) = next {
             next = bio.next.take();

@@ -14,6 +14,7 @@ mod hostile_requests;
 mod hostile_rings;
 mod isolation;
 mod lifecycle;
+mod lost_memory;
 mod memory_kinds;
 mod mixtures;
 mod negotiation;
