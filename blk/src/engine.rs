@@ -9,6 +9,7 @@
 //!
 //! The example of [`queue`](crate::queue) has an engine of twenty lines.
 
+pub mod fault;
 pub mod null;
 pub mod ram;
 pub mod ring;

@@ -33,6 +33,9 @@ pub struct QueueLimits {
     /// The memory of a write must not change until it completes, as where a checksum is made of it (Linux:
     /// `BLK_FEAT_STABLE_WRITES`). Guests may change theirs at any time.
     pub stable_writes: bool,
+    /// The disk may use memory for longer than the guest lends it, as one does whose requests are given up after a time: so it
+    /// is not given the guest's. No Linux counterpart: a driver there resets its device first.
+    pub detached: bool,
     /// The most bytes in one request.
     pub max_bytes: u32,
     /// The unit in which space is given back.
@@ -90,6 +93,7 @@ impl Default for QueueLimits {
             length_alignment: 1,
             needs_pinning: false,
             stable_writes: false,
+            detached: false,
             max_bytes: Self::BYTES_MAX,
             discard_granularity: 512,
             discard_alignment: 512,

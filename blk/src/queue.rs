@@ -85,18 +85,23 @@
 //!   only by pieces, and a piece gives it back when it is done.
 
 mod config;
+mod deadline;
 mod end;
 mod passthrough;
+mod space;
 mod start;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sluice_mem::gfp::Gfp;
 use sluice_mem::kzalloc::Arena;
 
-pub use self::config::{QueueConfig, QueueMemory};
+pub use self::config::{OnEnospc, QueueConfig, QueueMemory};
+use self::deadline::Deadline;
+pub use self::deadline::{Fence, IoTimeout};
 pub use self::passthrough::{Passthrough, PassthroughCommand};
 use crate::bio::{Bio, BioChain, BioSet};
 use crate::engine::Engine;
@@ -152,6 +157,10 @@ struct Chain {
     pending: u32,
     status: Status,
     bytes: u32,
+    /// When it was submitted, on a queue that has a deadline.
+    since: Instant,
+    /// It was failed before the disk had answered: nobody waits for it any more.
+    is_late: bool,
 }
 
 /// What a disk has refused once and is not asked again.
@@ -175,6 +184,13 @@ pub struct RequestQueue {
     parked: VecDeque<Box<Bio>>,
     /// Requests that go to the engine again. At most as many as there are tags.
     again: VecDeque<Request>,
+    /// Requests for which the disk has no space, to be tried again later. At most as many as there are tags.
+    stopped: VecDeque<Request>,
+    /// When they are.
+    retry_at: Option<Instant>,
+    deadline: Option<Deadline>,
+    /// What time it is, on a queue that [has a clock](RequestQueue::has_clock).
+    now: Instant,
     reaped: Vec<(Request, IoResult)>,
     /// At most as many as `depth`.
     done: VecDeque<Completed>,
@@ -244,11 +260,17 @@ impl RequestQueue {
             let writer = overlaps.register(usize::from(tags), wake);
             Writes { overlaps, writer, has_claim: false }
         });
-        let no_chain = Chain { cookie: 0, pending: 0, status: Status::Ok, bytes: 0 };
+        let now = Instant::now();
+        let no_chain =
+            Chain { cookie: 0, pending: 0, status: Status::Ok, bytes: 0, since: now, is_late: false };
         Ok(Self {
             engine,
             parked: VecDeque::with_capacity(bios.capacity()),
             again: VecDeque::with_capacity(usize::from(tags)),
+            stopped: VecDeque::with_capacity(usize::from(tags)),
+            retry_at: None,
+            deadline: config.io_timeout.clone().map(Deadline::new),
+            now,
             reaped: Vec::with_capacity(usize::from(tags)),
             done: VecDeque::with_capacity(depth),
             chains: vec![no_chain; depth],
@@ -343,7 +365,8 @@ impl RequestQueue {
         }
         let index = self.free_chains.pop().expect("a queue that is not full has a free chain");
         let pending = u32::try_from(chain.len()).expect("a chain is short");
-        self.chains[index as usize] = Chain { cookie, pending, status: Status::Ok, bytes: 0 };
+        self.chains[index as usize] =
+            Chain { cookie, pending, status: Status::Ok, bytes: 0, since: self.now, is_late: false };
         while let Some(mut bio) = chain.pop() {
             bio.chain = index;
             self.parked.push_back(bio);
@@ -405,6 +428,34 @@ impl RequestQueue {
         self.under_way() == 0 && self.done.is_empty()
     }
 
+    /// Whether the queue has to be told what time it is, by [`RequestQueue::advance`].
+    #[must_use]
+    pub fn has_clock(&self) -> bool {
+        self.deadline.is_some() || self.config.on_enospc == OnEnospc::Stop
+    }
+
+    /// It is `now`: what the disk has not answered for too long is failed, what waits for space is tried again. To be called
+    /// before each batch on a queue that [has a clock](RequestQueue::has_clock), and when it [is due](RequestQueue::wake_at).
+    pub fn advance(&mut self, now: Instant) {
+        self.now = now;
+        self.retry_stopped();
+        self.expire();
+    }
+
+    /// When [`RequestQueue::advance`] has something to do at the latest.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        let expiry = self.deadline.as_ref().filter(|_| self.under_way() > 0).map(Deadline::next_look);
+        [expiry, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// Whether all that was submitted is answered. The disk may have some of it all the same, if it was failed by a
+    /// deadline; then the queue is not [idle](RequestQueue::is_idle).
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.under_way() == self.late() && self.done.is_empty()
+    }
+
     /// Whether something waits for [`RequestQueue::dispatch`] that the engine may take now: not if the last one had to
     /// stop and nothing has come back since. Whoever sleeps while this is true may sleep for ever, as there need not
     /// be anything in flight.
@@ -416,6 +467,7 @@ impl RequestQueue {
 
 impl Drop for RequestQueue {
     fn drop(&mut self) {
+        self.lower_fence();
         if let Some(Writes { overlaps, writer, .. }) = self.writes.take() {
             // What is in flight holds its blocks until the engine has waited for it.
             self.engine = Box::new(NoEngine);

@@ -17,6 +17,8 @@ pub enum BounceReason {
     Unaddressable,
     /// The disk needs memory that does not change while it is written.
     StableWrites,
+    /// The disk may use the memory for longer than the guest lends it.
+    Detached,
     /// The memory of one logical block is in more pieces than one bio has.
     Fragmented,
     /// The piece is a part of what the disk reads and writes at once.
@@ -27,10 +29,11 @@ pub enum BounceReason {
 
 impl BounceReason {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Misaligned,
         Self::Unaddressable,
         Self::StableWrites,
+        Self::Detached,
         Self::Fragmented,
         Self::PartialBlock,
         Self::Zeroes,
@@ -119,7 +122,10 @@ fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceRe
     if limits.needs_pinning && !bio.sg.is_pinnable() {
         return Some(BounceReason::Unaddressable);
     }
-    (limits.stable_writes && matches!(bio.op, Op::Write { .. })).then_some(BounceReason::StableWrites)
+    if limits.stable_writes && matches!(bio.op, Op::Write { .. }) {
+        return Some(BounceReason::StableWrites);
+    }
+    limits.detached.then_some(BounceReason::Detached)
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub struct Stats {
     pub bounced_unaddressable: Counter,
     /// Requests that were bounced since the memory of a write may not change.
     pub bounced_stable_writes: Counter,
+    /// Requests that were bounced since the disk may use memory for longer than the guest lends it.
+    pub bounced_detached: Counter,
     /// Requests that were bounced since they were a part of what the disk reads and writes at once.
     pub bounced_partial_block: Counter,
     /// Requests that were bounced since one block was in more pieces than a bio has.
@@ -53,6 +55,10 @@ pub struct Stats {
     pub bounced_zeroes: Counter,
     /// How often dispatching stopped because there was no tag or no memory for the next bio.
     pub parked: Counter,
+    /// How often a request was let wait since the disk had no space for it.
+    pub stopped: Counter,
+    /// Chains that failed since the disk did not answer in time.
+    pub timed_out: Counter,
 }
 
 impl Stats {
@@ -63,6 +69,7 @@ impl Stats {
             BounceReason::Misaligned => &self.bounced_misaligned,
             BounceReason::Unaddressable => &self.bounced_unaddressable,
             BounceReason::StableWrites => &self.bounced_stable_writes,
+            BounceReason::Detached => &self.bounced_detached,
             BounceReason::Fragmented => &self.bounced_fragmented,
             BounceReason::PartialBlock => &self.bounced_partial_block,
             BounceReason::Zeroes => &self.bounced_zeroes,

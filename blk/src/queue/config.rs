@@ -6,13 +6,15 @@ use sluice_mem::PAGE_SIZE;
 use sluice_mem::bounce::Bounce;
 use sluice_mem::budget::Budget;
 
-use super::RequestQueue;
+use super::{IoTimeout, RequestQueue};
 use crate::limits::QueueLimits;
 use crate::overlap::{Overlaps, Wake};
 
 /// What a queue is made for (Linux: `struct blk_mq_tag_set`, and what a driver tells about its disk).
 #[derive(Debug, Clone)]
 pub struct QueueConfig {
+    /// What the log calls the queue.
+    pub name: String,
     /// How many chains may be submitted at a time.
     pub depth: u16,
     /// What the disk can take.
@@ -27,6 +29,11 @@ pub struct QueueConfig {
     pub ignore_flush: bool,
     /// Discards are answered without asking the disk, and zeroes keep their space (QEMU: `discard=ignore`).
     pub ignore_discard: bool,
+    /// What becomes of writes for which the disk has no space.
+    pub on_enospc: OnEnospc,
+    /// How long the disk may take. `None`: as long as it takes. The limits should say that memory is
+    /// [detached](QueueLimits::detached).
+    pub io_timeout: Option<IoTimeout>,
     /// What the queue's memory is charged to.
     pub memory: QueueMemory,
     /// Who else writes to the disk, and what wakes the queue's thread. Used where the limits have partial blocks; `None`
@@ -39,6 +46,7 @@ impl QueueConfig {
     #[must_use]
     pub fn new(depth: u16, limits: QueueLimits) -> Self {
         Self {
+            name: "a queue".to_owned(),
             depth,
             limits,
             device_id: Vec::new(),
@@ -46,10 +54,22 @@ impl QueueConfig {
             secure_erase: false,
             ignore_flush: false,
             ignore_discard: false,
+            on_enospc: OnEnospc::default(),
+            io_timeout: None,
             memory: QueueMemory::default(),
             overlaps: None,
         }
     }
+}
+
+/// What becomes of a write for which the disk has no space (ENOSPC, EDQUOT): QEMU's words for its `werror=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnEnospc {
+    /// It fails.
+    #[default]
+    Report,
+    /// It waits, and is tried again each second until there is space. Others go on meanwhile.
+    Stop,
 }
 
 /// What memory a queue may use for tables of pieces and for bounce buffers. In bytes. (Linux: the `mempool_t`s of a

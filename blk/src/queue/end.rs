@@ -26,6 +26,10 @@ impl RequestQueue {
     #[inline]
     pub(super) fn end(&mut self, request: Request, result: IoResult) {
         self.stalled = false;
+        if self.late() > 0 && self.chains[request.bio().chain as usize].is_late {
+            // Nobody waits for it, and its guest may have its memory back.
+            return self.finish_request(request, Status::IoErr);
+        }
         let left = request.len();
         match (request.command, result) {
             (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {
@@ -46,6 +50,7 @@ impl RequestQueue {
             (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
                 self.fall_back(request);
             }
+            (_, Err(error)) if self.waits_for_space(&request, error) => self.stop_for_space(request),
             (_, result) => {
                 self.log_failure(&request, result);
                 self.finish_request(request, Status::IoErr);
@@ -142,7 +147,7 @@ impl RequestQueue {
             Command::Zero { unmap: false } => self.unsupported.zero = true,
             _ => self.unsupported.discard = true,
         }
-        log::info!("the disk cannot {:?}; going on without", request.command);
+        log::info!("{}: the disk cannot {:?}; going on without", self.config.name, request.command);
         let bio = self.release(request);
         self.parked.push_front(bio);
     }
@@ -167,13 +172,16 @@ impl RequestQueue {
             return;
         }
         let (command, offset, len) = (request.command, request.offset(), request.len());
+        let name = &self.config.name;
         match result {
             Ok(moved) => log::warn!(
-                "{command:?} of {len} bytes at {offset} moved {moved}: is the file shorter than it was? \
+                "{name}: {command:?} of {len} bytes at {offset} moved {moved}: is the file shorter than it was? \
                  (failure {count} of this queue)"
             ),
             Err(e) => {
-                log::warn!("{command:?} of {len} bytes at {offset}: {e} (failure {count} of this queue)")
+                log::warn!(
+                    "{name}: {command:?} of {len} bytes at {offset}: {e} (failure {count} of this queue)"
+                )
             }
         }
     }
@@ -190,7 +198,7 @@ impl RequestQueue {
     }
 
     #[inline]
-    fn finish_request(&mut self, request: Request, mut status: Status) {
+    pub(super) fn finish_request(&mut self, request: Request, mut status: Status) {
         if request.was_copied_in_vain() {
             status = Status::IoErr;
         }
@@ -211,7 +219,9 @@ impl RequestQueue {
             chain.status = status;
         }
         chain.pending -= 1;
-        if chain.pending == 0 {
+        if chain.pending == 0 && chain.is_late {
+            self.landed(index);
+        } else if chain.pending == 0 {
             let Chain { cookie, status, bytes, .. } = *chain;
             self.stats.chains.add(1);
             self.stats.failed.add(u64::from(status == Status::IoErr));

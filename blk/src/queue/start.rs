@@ -21,8 +21,8 @@ impl RequestQueue {
     /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
     #[inline]
     pub(super) fn start(&mut self, mut bio: Box<Bio>) -> Result<(), Box<Bio>> {
-        if self.chains[bio.chain as usize].status != Status::Ok {
-            // Another part of the same chain has failed, so this part need not be tried.
+        if self.chains[bio.chain as usize].status != Status::Ok || self.is_fenced() {
+            // Another part of the same chain has failed, so this part need not be tried; or the disk must not be asked.
             self.drop_claim();
             self.finish(bio, Status::IoErr);
             return Ok(());
@@ -128,7 +128,7 @@ impl RequestQueue {
     }
 
     /// The bio at the front will not be started: nobody needs to wait for it.
-    fn drop_claim(&mut self) {
+    pub(super) fn drop_claim(&mut self) {
         if let Some(Writes { overlaps, writer, has_claim }) = &mut self.writes
             && std::mem::take(has_claim)
         {

@@ -5,6 +5,7 @@ mod bench;
 mod bounce;
 mod chains;
 mod commands;
+mod faults;
 mod flight;
 mod make_request;
 mod memory;

@@ -16,8 +16,8 @@ fn limits() -> impl Strategy<Value = QueueLimits> {
     let address = prop_oneof![Just(1), Just(4), Just(512), Just(4096)];
     let length = prop_oneof![Just(1), Just(512)];
     let most = prop_oneof![Just(4096), Just(12288), Just(65536), Just(1 << 20)];
-    (blocks, address, length, most, any::<bool>()).prop_map(
-        |(blocks, address, length, most, stable_writes)| {
+    (blocks, address, length, most, any::<(bool, bool)>()).prop_map(
+        |(blocks, address, length, most, (stable_writes, detached))| {
             QueueLimits {
                 logical_block_size: blocks.0,
                 disk_block_size: blocks.1,
@@ -25,6 +25,7 @@ fn limits() -> impl Strategy<Value = QueueLimits> {
                 // Direct I/O asks for whole blocks.
                 length_alignment: if length == 512 { blocks.1 } else { 1 },
                 stable_writes,
+                detached,
                 max_bytes: most,
                 ..QueueLimits::default()
             }
@@ -105,9 +106,12 @@ proptest! {
             let stable = limits.stable_writes && write;
             match piece.bounce {
                 _ if !whole_block_here => {}
-                None => prop_assert!(fits && !stable, "{:?}", memory.pieces()),
+                None => prop_assert!(fits && !stable && !limits.detached, "{:?}", memory.pieces()),
                 Some(BounceReason::Misaligned) => prop_assert!(!fits),
-                Some(reason) => prop_assert!(reason == BounceReason::StableWrites && fits && stable),
+                Some(BounceReason::StableWrites) => prop_assert!(fits && stable),
+                Some(reason) => prop_assert!(
+                    reason == BounceReason::Detached && fits && !stable && limits.detached
+                ),
             }
         }
     }

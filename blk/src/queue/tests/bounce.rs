@@ -10,12 +10,12 @@ use super::scripted::Knows;
 use super::*;
 
 /// How often something was bounced, by reason, in the order of [`BounceReason::ALL`].
-fn counts(bench: &Bench) -> [u64; 6] {
+fn counts(bench: &Bench) -> [u64; BounceReason::ALL.len()] {
     BounceReason::ALL.map(|reason| bench.queue.stats.bounced(reason).value())
 }
 
 /// The same, when it was for one reason alone.
-fn only(reason: BounceReason, count: u64) -> [u64; 6] {
+fn only(reason: BounceReason, count: u64) -> [u64; BounceReason::ALL.len()] {
     BounceReason::ALL.map(|other| if other == reason { count } else { 0 })
 }
 
@@ -52,7 +52,7 @@ fn a_buffer_that_fits_is_never_copied() {
     ] {
         let mut bench = bench(config(1, limits));
         both_ways(&mut bench, offset, pieces);
-        assert_eq!(counts(&bench), [0; 6], "{pieces:x?} on {limits:?}");
+        assert_eq!(counts(&bench), [0; BounceReason::ALL.len()], "{pieces:x?} on {limits:?}");
     }
 }
 
@@ -163,7 +163,7 @@ fn what_is_not_transferred_is_never_bounced() {
         let chain = bench.bare(op, whole);
         assert_eq!(bench.run(chain), (Status::Ok, 0));
     }
-    assert_eq!(counts(&bench), [0; 6]);
+    assert_eq!(counts(&bench), [0; BounceReason::ALL.len()]);
 }
 
 #[test]
@@ -171,5 +171,5 @@ fn a_buffer_over_two_regions_is_two_pieces_and_no_reason() {
     let mut bench = bench(config(1, direct(512)));
     bench.ram = GuestRam::new(2, 4);
     both_ways(&mut bench, 0, &[(4 * 4096 - 512, 4096)]);
-    assert_eq!(counts(&bench), [0; 6]);
+    assert_eq!(counts(&bench), [0; BounceReason::ALL.len()]);
 }

@@ -24,6 +24,7 @@ pub(super) fn random_limits(dice: &mut Dice, secret: bool) -> QueueLimits {
         length_alignment: dice.pick(&[dma_alignment, dma_alignment.max(512), unit]),
         needs_pinning: secret && dice.chance(50),
         stable_writes: dice.chance(15),
+        detached: dice.chance(10),
         max_bytes: dice.pick(&[4096, 8192, 12288, 32768, 1 << 20]),
         ..QueueLimits::default()
     };
