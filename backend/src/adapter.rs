@@ -40,7 +40,7 @@ pub fn daemon(
     device: Arc<Device>,
     workers: Arc<Workers>,
 ) -> Result<VhostUserDaemon<Arc<Adapter>>, vhost_user_backend::Error> {
-    let rings = Arc::new(Mutex::new(Rings::new(name, Arc::clone(&device), workers)));
+    let rings = Arc::new(Mutex::new(Rings::new(name, Arc::clone(&device), workers, Box::new(()))));
     // The daemon makes its rings by itself, on this thread, and gives them nothing to know their device by.
     NEW_VRINGS.set(Some(NewVrings { rings: Arc::clone(&rings), next: 0 }));
     let adapter = Arc::new(Adapter { device, rings });

@@ -4,9 +4,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
-use sluice_blk::engine::ring::{Client, Ring};
+use sluice_blk::engine::ring::{Client, Ring, Wait};
 
 /// An event fd was written to.
 #[derive(Debug, Clone, Copy)]
@@ -101,11 +102,11 @@ impl Reactor {
         }
     }
 
-    /// Submits I/O, and collects what has happened into `wakes`; with `wait` not before something has.
+    /// Submits I/O, and collects what has happened into `wakes`. It may wait until something has.
     ///
     /// # Errors
     /// What the kernel says; the reactor is of no use any more.
-    pub fn turn(&mut self, wait: bool, wakes: &mut Vec<Wake>) -> io::Result<()> {
+    pub fn turn(&mut self, wait: Wait, wakes: &mut Vec<Wake>) -> io::Result<()> {
         match self {
             Self::Uring { ring, client } => {
                 ring.enter(wait)?;
@@ -122,11 +123,15 @@ impl Reactor {
     }
 }
 
-fn turn_epoll(poll: BorrowedFd<'_>, wait: bool, wakes: &mut Vec<Wake>) -> io::Result<()> {
+fn turn_epoll(poll: BorrowedFd<'_>, wait: Wait, wakes: &mut Vec<Wake>) -> io::Result<()> {
     let mut ready = Vec::with_capacity(64);
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let timeout = if wait { None } else { Some(&now) };
-    match epoll::wait(poll, rustix::buffer::spare_capacity(&mut ready), timeout) {
+    let time = match wait {
+        Wait::No => Some(Duration::ZERO),
+        Wait::Forever => None,
+        Wait::For(time) => Some(time),
+    };
+    let time = time.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+    match epoll::wait(poll, rustix::buffer::spare_capacity(&mut ready), time.as_ref()) {
         Ok(_) => {}
         Err(rustix::io::Errno::INTR) => return Ok(()),
         Err(error) => return Err(error.into()),

@@ -4,6 +4,7 @@
 //! it afterwards stops it first, which waits for its I/O, and starts it again where it was. A front-end cannot tell,
 //! but for `SET_VRING_NUM`, `SET_VRING_ADDR` and `SET_VRING_BASE`, which are refused on a running ring.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -115,8 +116,18 @@ struct Ring {
     served: Option<ServedRing>,
 }
 
+/// What a control thread does while it waits for a disk.
+pub trait Meanwhile: Send {
+    /// Called now and then. Must not wait.
+    fn turn(&mut self);
+}
+
+/// Nothing.
+impl Meanwhile for () {
+    fn turn(&mut self) {}
+}
+
 /// The rings of one connection. Dropping it stops them.
-#[derive(Debug)]
 pub struct Rings {
     name: String,
     device: Arc<Device>,
@@ -124,14 +135,26 @@ pub struct Rings {
     memory: Arc<GuestMem>,
     features: u64,
     rings: Vec<Ring>,
+    meanwhile: Box<dyn Meanwhile>,
+}
+
+impl fmt::Debug for Rings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rings").field("name", &self.name).field("rings", &self.rings).finish_non_exhaustive()
+    }
 }
 
 impl Rings {
-    /// The rings of `device`, none of them set up, without memory.
+    /// The rings of `device`, none of them set up, without memory. While they wait for the disk, `meanwhile` has turns.
     #[must_use]
-    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> Self {
+    pub fn new(
+        name: &str,
+        device: Arc<Device>,
+        workers: Arc<Workers>,
+        meanwhile: Box<dyn Meanwhile>,
+    ) -> Self {
         let rings = (0..device.num_queues()).map(|_| Ring::default()).collect();
-        Self { name: name.to_owned(), device, workers, memory: Arc::default(), features: 0, rings }
+        Self { name: name.to_owned(), device, workers, memory: Arc::default(), features: 0, rings, meanwhile }
     }
 
     /// The features of the rings from now on.
@@ -318,9 +341,9 @@ impl Rings {
     }
 
     fn stop(&mut self, index: u32) -> Result<(), RingError> {
-        let ring = self.ring(index)?;
-        if let Some(served) = ring.served.take() {
-            let stopped = served.stop();
+        if let Some(served) = self.ring(index)?.served.take() {
+            let stopped = served.stop(|| self.meanwhile.turn());
+            let ring = self.ring(index)?;
             (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
         }
         Ok(())

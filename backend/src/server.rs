@@ -20,6 +20,7 @@ use crate::connection::{Connection, End, chain};
 use crate::device::Device;
 use crate::event::Event;
 use crate::ratelimit::Ratelimit;
+use crate::rings::Meanwhile;
 use crate::session::Session;
 use crate::workers::Workers;
 
@@ -48,11 +49,11 @@ impl Server {
     pub fn start(name: &str, device: Arc<Device>, workers: Arc<Workers>, socket: Socket) -> io::Result<Self> {
         let (stop, ended) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
         let (name, log) = (name.to_owned(), Ratelimit::default());
-        let serving = Serving { name, device, workers, stop: Arc::clone(&stop), log };
+        let serving = Arc::new(Serving { name, device, workers, stop: Arc::clone(&stop), log });
         let end = Ended(Arc::clone(&ended));
         // Linux cuts names of threads at 15 bytes.
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            if let Err(error) = serving.run(&socket) {
+            if let Err(error) = serving.run(socket) {
                 log::error!("{}: cannot be served any more: {error}", serving.name);
             }
             drop(end);
@@ -66,6 +67,11 @@ impl Server {
         &self.ended
     }
 
+    /// Asks it to stop, and does not wait: many servers stop together in the time of the slowest.
+    pub fn ask_to_stop(&self) {
+        self.stop.notify();
+    }
+
     /// Stops serving: waits for the I/O in flight, then closes the connection.
     pub fn stop(self) {
         drop(self);
@@ -74,7 +80,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.notify();
+        self.ask_to_stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -114,14 +120,15 @@ impl Serving {
     /// could not.
     const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-    fn run(&self, socket: &Socket) -> io::Result<()> {
+    fn run(self: &Arc<Self>, socket: Socket) -> io::Result<()> {
         match socket {
-            Socket::Connected(stream) => self.serve(stream.try_clone()?, None).map(|_| ()),
+            Socket::Connected(stream) => self.serve(stream, None).map(|_| ()),
             Socket::Listener(listener) => {
                 listener.set_nonblocking(true)?;
-                while let Todo::Accept = self.wait(None, Some(listener))? {
-                    let Some(stream) = self.accept(listener)? else { continue };
-                    match self.serve(stream, Some(listener)) {
+                let listener = Arc::new(listener);
+                while let Todo::Accept = self.wait(None, Some(&listener))? {
+                    let Some(stream) = self.accept(&listener)? else { continue };
+                    match self.serve(stream, Some(&listener)) {
                         Ok(End::Stopped) => break,
                         Ok(_) => {}
                         // The host has no fd left, or the like. The listener must not go away for that.
@@ -136,11 +143,13 @@ impl Serving {
     }
 
     /// Serves one connection to its end, and refuses others meanwhile.
-    fn serve(&self, stream: UnixStream, listener: Option<&UnixListener>) -> io::Result<End> {
-        let session = Session::new(&self.name, Arc::clone(&self.device), Arc::clone(&self.workers))?;
+    fn serve(self: &Arc<Self>, stream: UnixStream, listener: Option<&Arc<UnixListener>>) -> io::Result<End> {
+        let meanwhile = Refusing { serving: Arc::clone(self), listener: listener.cloned() };
+        let (device, workers) = (Arc::clone(&self.device), Arc::clone(&self.workers));
+        let session = Session::new(&self.name, device, workers, Box::new(meanwhile))?;
         let mut connection = Connection::new(stream, session, &self.name, &self.log)?;
         self.log(Level::Info, format_args!("a front-end has connected"));
-        let end = self.converse(&mut connection, listener);
+        let end = self.converse(&mut connection, listener.map(Arc::as_ref));
         drop(connection);
         self.device.config().disconnect();
         let end = end?;
@@ -217,9 +226,31 @@ impl Serving {
     }
 }
 
-/// Whether there is a message, a part of one, or the end of the connection.
-fn is_readable(stream: &UnixStream) -> io::Result<bool> {
-    let mut polled = [PollFd::new(stream, PollFlags::IN)];
+/// Refuses front-ends while the one that is served waits for the disk.
+struct Refusing {
+    serving: Arc<Serving>,
+    listener: Option<Arc<UnixListener>>,
+}
+
+impl Meanwhile for Refusing {
+    fn turn(&mut self) {
+        let listener = self.listener.as_deref();
+        // More than a backlog can have is not refused in one turn.
+        for _ in 0..128 {
+            match listener.map(is_readable) {
+                Some(Ok(true)) => {}
+                _ => return,
+            }
+            if self.serving.refuse(listener).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether there is a message, a part of one, or the end of the connection; or somebody to be accepted.
+fn is_readable(socket: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::IN)];
     retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     Ok(!polled[0].revents().is_empty())
 }

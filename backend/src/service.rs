@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sluice_blk::disk::{Cache, Discard};
 use sluice_blk::engine::ring::Ring;
@@ -104,7 +105,7 @@ impl Service {
         let depth = vring.size().max(2);
         let device = setup.device;
         let engine = device.disk().engine(RequestQueue::tags(depth), ring).map_err(StartError::Host)?;
-        let config = queue_config(&device, setup.index, depth, wake);
+        let config = queue_config(&setup.name, &device, setup.index, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
         Ok(Self {
@@ -181,6 +182,12 @@ impl Service {
             // What is in the ring now is not the guest's. The connection is being closed.
             self.broken = true;
         }
+        if self.queue.has_clock() {
+            self.queue.advance(Instant::now());
+        }
+        if stopping {
+            self.queue.fail_stopped();
+        }
         let mut more = self.complete();
         if !stopping && !self.armed {
             more |= self.fetch();
@@ -189,6 +196,25 @@ impl Service {
         // What is done already: engines that need not wait, and requests that need no engine.
         more |= self.complete();
         more || self.queue.has_parked()
+    }
+
+    /// When a turn is due though nothing happens.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.queue.wake_at()
+    }
+
+    /// Whether all requests of the ring are answered: its memory is not touched any more. The disk may have some of them all
+    /// the same, if they have failed by a timeout.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.queue.is_answered()
+    }
+
+    /// Whether nothing is in flight any more, of a ring that was stopped when all was answered.
+    pub fn has_landed(&mut self) -> bool {
+        self.queue.reap(|completed| unreachable!("{completed:?} was answered already"));
+        self.queue.is_idle()
     }
 
     /// Whether nothing of the ring is in flight.
@@ -303,9 +329,12 @@ impl Service {
     }
 }
 
-fn queue_config(device: &Device, index: u16, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
+fn queue_config(name: &str, device: &Device, index: u16, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
     let disk = device.disk();
     QueueConfig {
+        name: name.to_owned(),
+        on_enospc: disk.on_enospc(),
+        io_timeout: disk.io_timeout(),
         device_id: device.id().to_vec(),
         lifetime: disk.lifetime(),
         secure_erase: disk.has_secure_erase(),

@@ -20,7 +20,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use crate::config::WriteError;
 use crate::device::Device;
-use crate::rings::{RingAddrs, RingError, Rings};
+use crate::rings::{Meanwhile, RingAddrs, RingError, Rings};
 use crate::workers::Workers;
 
 /// Why a message was refused: the front-end's mistake, or, in [`RingError::Start`], the host's.
@@ -99,12 +99,17 @@ impl Session {
     /// The most regions of memory: what fits a message of the largest front-end (QEMU's `MAX_MEM_SLOTS`).
     pub const REGIONS_MAX: usize = 509;
 
-    /// A new connection to `device`, called `name` in the log.
+    /// A new connection to `device`, called `name` in the log. While a message waits for the disk, `meanwhile` has turns.
     ///
     /// # Errors
     /// When the process has no fd left.
-    pub fn new(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> io::Result<Self> {
-        let rings = Rings::new(name, Arc::clone(&device), workers);
+    pub fn new(
+        name: &str,
+        device: Arc<Device>,
+        workers: Arc<Workers>,
+        meanwhile: Box<dyn Meanwhile>,
+    ) -> io::Result<Self> {
+        let rings = Rings::new(name, Arc::clone(&device), workers, meanwhile);
         let (alarm, protocol) = (Alarm::new()?, VhostUserProtocolFeatures::empty());
         Ok(Self { device, rings, alarm, protocol_features: false, has_offered: false, protocol })
     }

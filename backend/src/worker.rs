@@ -22,9 +22,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::thread::sched_yield;
+use sluice_blk::engine::ring::Wait;
 use sluice_blk::overlap::Wake as WakeQueue;
 
 use crate::event::Event;
@@ -41,7 +42,7 @@ pub struct RingId(u32);
 pub enum Command {
     /// Serve a ring.
     Start(Box<ServiceSetup>, Sender<Result<RingId, StartError>>),
-    /// Serve a ring no more: answered when nothing of it is in flight.
+    /// Serve a ring no more: answered when all of its requests are.
     Stop(RingId, Sender<Stopped>),
     /// Call the driver of a ring by another fd: answered when the old one is not used any more.
     SetCall(RingId, Option<Arc<File>>, Sender<()>),
@@ -144,6 +145,8 @@ pub struct Worker {
     rings: Vec<Served>,
     /// Which of them have turns: all that are not at rest.
     active: Vec<usize>,
+    /// Rings that were stopped, and of which the disk has not answered all. They are kept until it has.
+    late: Vec<Service>,
     reactor: Reactor,
     pace: Pace,
     wakes: Vec<Wake>,
@@ -166,6 +169,7 @@ impl Worker {
         Ok(Self {
             rings: Vec::new(),
             active: Vec::new(),
+            late: Vec::new(),
             reactor,
             pace: Pace::new(poll_max),
             wakes: Vec::with_capacity(64),
@@ -183,11 +187,13 @@ impl Worker {
         let _guard = AbortOnPanic;
         while !self.exit {
             let mut more = self.serve();
-            more |= self.collect(false)?;
+            more |= self.collect(Wait::No)?;
             if !more && !self.has_work() {
                 self.rest()?;
             }
         }
+        // The kernel may yet write to their memory: it is left as it is. The process is about to end.
+        std::mem::forget(std::mem::take(&mut self.late));
         self.reactor.unwatch(self.mailbox.event.as_fd(), Self::MAILBOX)
     }
 
@@ -198,19 +204,19 @@ impl Worker {
         self.active.retain(|index| {
             let ring = &mut rings[*index];
             more |= ring.turn();
-            stopped |= ring.stopping.is_some() && ring.service.is_idle();
+            stopped |= ring.stopping.is_some() && ring.service.is_answered();
             ring.active = !ring.is_at_rest();
             ring.active
         });
         if stopped {
             self.let_go();
         }
+        self.late.retain_mut(|service| !service.has_landed());
         more
     }
 
-    /// Submits I/O and takes what has happened; with `wait` not before something has. Returns whether any event fd was
-    /// written to.
-    fn collect(&mut self, wait: bool) -> io::Result<bool> {
+    /// Submits I/O and takes what has happened; it may wait until something has. Returns whether any event fd was written to.
+    fn collect(&mut self, wait: Wait) -> io::Result<bool> {
         let mut wakes = std::mem::take(&mut self.wakes);
         self.reactor.turn(wait, &mut wakes)?;
         let any = !wakes.is_empty();
@@ -232,10 +238,16 @@ impl Worker {
         let io = active.iter().any(|index| !rings[*index].service.is_idle());
         let wait = Pace::begin(io);
         if !pace.look(&wait, || has_work(reactor, rings, active), sched_yield) && !self.arm() {
-            self.collect(true)?;
+            self.collect(self.patience())?;
             self.pace.end(&wait);
         }
         Ok(())
+    }
+
+    /// How long it may sleep.
+    fn patience(&self) -> Wait {
+        let times = self.active.iter().filter_map(|index| self.rings[*index].service.wake_at());
+        times.min().map_or(Wait::Forever, |at| Wait::For(at.saturating_duration_since(Instant::now())))
     }
 
     /// Asks all drivers to kick. Returns whether one has something already.
@@ -327,9 +339,9 @@ impl Worker {
         self.rings.iter_mut().for_each(|ring| ring.active = true);
     }
 
-    /// Lets go of the rings that were to be stopped and have nothing in flight.
+    /// Lets go of the rings that were to be stopped and have answered everything.
     fn let_go(&mut self) {
-        let done = |ring: &mut Served| ring.stopping.is_some() && ring.service.is_idle();
+        let done = |ring: &mut Served| ring.stopping.is_some() && ring.service.is_answered();
         for ring in self.rings.extract_if(.., done) {
             let unwatched = self.reactor.unwatch(ring.service.kick_fd().as_fd(), ring.token);
             if let Err(error) = unwatched {
@@ -337,8 +349,12 @@ impl Worker {
             }
             let Served { service, stopping, .. } = ring;
             let stopped = Stopped { next_avail: service.next_avail(), broken: service.is_broken() };
-            // Everything of the ring is gone before its front-end hears of it.
-            drop(service);
+            // Everything of the ring is gone before its front-end hears of it, but for what the disk still has to answer.
+            if service.is_idle() {
+                drop(service);
+            } else {
+                self.late.push(service);
+            }
             if let Some(reply) = stopping {
                 let _ = reply.send(stopped);
             }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -149,14 +149,23 @@ pub struct ServedRing {
 }
 
 impl ServedRing {
-    /// Serves the ring no more. Waits until nothing of it is in flight; then neither memory nor fds of the guest are
-    /// touched any more.
+    /// How often something else is done while a ring stops.
+    const MEANWHILE: Duration = Duration::from_millis(20);
+
+    /// Serves the ring no more. Waits until all of its requests are answered; then neither memory nor fds of the guest are
+    /// touched any more. A disk may let it wait for long: now and then `meanwhile` is called.
     #[must_use]
-    pub fn stop(self) -> Stopped {
+    pub fn stop(self, mut meanwhile: impl FnMut()) -> Stopped {
         let (reply, answer) = channel();
         self.mailbox.send(Command::Stop(self.id, reply));
-        // Workers live as long as there are rings.
-        answer.recv().unwrap_or_default()
+        loop {
+            match answer.recv_timeout(Self::MEANWHILE) {
+                Ok(stopped) => return stopped,
+                Err(RecvTimeoutError::Timeout) => meanwhile(),
+                // Workers live as long as there are rings.
+                Err(RecvTimeoutError::Disconnected) => return Stopped::default(),
+            }
+        }
     }
 
     /// Calls the driver by `call` from now on, and once at once. Waits until the old fd is not used any more.

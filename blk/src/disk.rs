@@ -38,6 +38,7 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_mem::anon::AnonMem;
 
@@ -51,6 +52,7 @@ use crate::engine::uring::UringEngine;
 use crate::engine::{Backing, Engine};
 use crate::limits::QueueLimits;
 use crate::overlap::Overlaps;
+use crate::queue::{IoTimeout, OnEnospc};
 use crate::sector::Sector;
 
 /// How the host's page cache and the disk's write cache are used: QEMU's words, with QEMU's meaning.
@@ -110,13 +112,19 @@ pub struct UnknownWord {
     expected: &'static str,
 }
 
+impl UnknownWord {
+    pub(crate) fn new(word: &str, expected: &'static str) -> Self {
+        Self { word: word.to_owned(), expected }
+    }
+}
+
 impl FromStr for Cache {
     type Err = UnknownWord;
 
     fn from_str(word: &str) -> Result<Self, UnknownWord> {
         let expected = "none, writeback, writethrough, directsync, unsafe";
         let found = Self::ALL.into_iter().find(|cache| cache.word() == word);
-        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected })
+        found.ok_or_else(|| UnknownWord::new(word, expected))
     }
 }
 
@@ -188,7 +196,7 @@ impl FromStr for EngineKind {
 
     fn from_str(word: &str) -> Result<Self, UnknownWord> {
         let found = Self::ALL.into_iter().find(|kind| kind.word() == word);
-        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected: "uring, sync" })
+        found.ok_or_else(|| UnknownWord::new(word, "uring, sync"))
     }
 }
 
@@ -215,6 +223,11 @@ pub struct DiskOptions {
     pub discard_granularity: Option<u32>,
     /// Where the guest's discards shall begin: at multiples of this, in bytes. `None`: the granularity.
     pub discard_alignment: Option<u32>,
+    /// What becomes of writes for which there is no space.
+    pub on_enospc: OnEnospc,
+    /// How long the disk may take for a request before that fails. `None`: as long as it takes. With it, all data is
+    /// bounced: a disk that was given up must not touch the guest's memory any more.
+    pub io_timeout: Option<Duration>,
 }
 
 impl DiskOptions {
@@ -237,6 +250,8 @@ impl DiskOptions {
             write_zeroes: true,
             discard_granularity: None,
             discard_alignment: None,
+            on_enospc: OnEnospc::default(),
+            io_timeout: None,
         }
     }
 }
@@ -274,7 +289,7 @@ impl FromStr for Discard {
 
     fn from_str(word: &str) -> Result<Self, UnknownWord> {
         let found = Self::ALL.into_iter().find(|discard| discard.word() == word);
-        found.ok_or_else(|| UnknownWord { word: word.to_owned(), expected: "unmap, ignore" })
+        found.ok_or_else(|| UnknownWord::new(word, "unmap, ignore"))
     }
 }
 
@@ -296,6 +311,8 @@ pub struct Disk {
     lifetime: Option<[u8; 6]>,
     /// Which parts of the disk its queues write to, where that matters.
     overlaps: Arc<Overlaps>,
+    on_enospc: OnEnospc,
+    io_timeout: Option<IoTimeout>,
 }
 
 /// What the engines of a disk share.
@@ -312,10 +329,17 @@ impl Disk {
     /// # Errors
     /// [`DiskError`], which names the path and what to do.
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
-        match &options.medium {
-            Medium::File(path) => open::open(options, path),
-            Medium::Ram { bytes } | Medium::Null { bytes } => fileless::make(options, *bytes),
+        if options.io_timeout.is_some() && options.engine == EngineKind::Sync {
+            return Err(DiskError::TimeoutOfSync);
         }
+        let mut disk = match &options.medium {
+            Medium::File(path) => open::open(options, path)?,
+            Medium::Ram { bytes } | Medium::Null { bytes } => fileless::make(options, *bytes)?,
+        };
+        disk.on_enospc = options.on_enospc;
+        disk.io_timeout = options.io_timeout.map(|after| IoTimeout { after, fence: Arc::default() });
+        disk.limits.detached = disk.io_timeout.is_some();
+        Ok(disk)
     }
 
     /// What it was opened on.
@@ -390,6 +414,18 @@ impl Disk {
     #[must_use]
     pub fn overlaps(&self) -> &Arc<Overlaps> {
         &self.overlaps
+    }
+
+    /// What becomes of writes for which there is no space.
+    #[must_use]
+    pub fn on_enospc(&self) -> OnEnospc {
+        self.on_enospc
+    }
+
+    /// How long the disk may take for a request, and what keeps others from it when it takes longer.
+    #[must_use]
+    pub fn io_timeout(&self) -> Option<IoTimeout> {
+        self.io_timeout.clone()
     }
 
     /// An engine with room for `depth` requests, for a queue on the calling thread. `ring` is the thread's, where it

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sluice_blk::bio::{BioChain, Op};
 use sluice_blk::disk::{Cache, Disk, DiskOptions, EngineKind, Medium};
-use sluice_blk::engine::ring::Ring;
+use sluice_blk::engine::ring::{Ring, Wait};
 use sluice_blk::limits::QueueLimits;
 use sluice_blk::overlap::Wake;
 use sluice_blk::queue::{PassthroughCommand, QueueConfig, QueueMemory, RequestQueue};
@@ -163,7 +163,7 @@ impl Rig {
                 });
             }
             if let Some(ring) = &self.ring {
-                ring.enter(false).expect("io_uring_enter(2)");
+                ring.enter(Wait::No).expect("io_uring_enter(2)");
             }
         }
     }

@@ -159,7 +159,8 @@ fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), Strin
     match (key.kind, value) {
         (ValueKind::Text | ValueKind::Size, DeValue::String(text)) => key.set(spec, text),
         (ValueKind::Switch, DeValue::Boolean(on)) => key.set(spec, if *on { "on" } else { "off" }),
-        (ValueKind::Number | ValueKind::Size, DeValue::Integer(number)) => {
+        (ValueKind::Seconds, DeValue::Float(number)) => key.set(spec, number.as_str()),
+        (ValueKind::Number | ValueKind::Size | ValueKind::Seconds, DeValue::Integer(number)) => {
             // Hexadecimal and the like are numbers, too: the parsers of the command line know decimal ones.
             match i64::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => key.set(spec, &number.to_string()),
@@ -169,6 +170,7 @@ fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), Strin
         (ValueKind::Text, _) => Err("must be a text in quotes".into()),
         (ValueKind::Switch, _) => Err("must be true or false".into()),
         (ValueKind::Number, _) => Err("must be a number, without quotes".into()),
+        (ValueKind::Seconds, _) => Err("must be a number of seconds, without quotes".into()),
         (ValueKind::Size, _) => Err("must be a number of bytes, or a text such as \"64M\"".into()),
     }
 }

@@ -106,6 +106,7 @@ impl Daemon {
     pub(crate) fn stop(self) {
         let Self { files, servers } = self;
         drop(files);
+        servers.iter().for_each(|serving| serving.server.ask_to_stop());
         drop(servers);
     }
 }
@@ -162,6 +163,8 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
         write_zeroes: options.write_zeroes.unwrap_or(true),
         discard_granularity: options.discard_granularity,
         discard_alignment: options.discard_alignment,
+        on_enospc: options.on_enospc.unwrap_or_default(),
+        io_timeout: options.io_timeout,
         ..DiskOptions::on(planned.medium.clone())
     })?;
     let device_options = DeviceOptions {

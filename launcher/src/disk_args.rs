@@ -7,9 +7,11 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sluice_backend::device::{Device, ID_BYTES};
 use sluice_blk::disk::{Cache, Discard};
+use sluice_blk::queue::OnEnospc;
 
 mod engine;
 mod key;
@@ -109,6 +111,22 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "on|off", value_parser = parse_switch, help_heading = "Disk")]
     pub(crate) write_zeroes: Option<bool>,
 
+    /// What becomes of a write for which the disk has no space, in QEMU's words: report (an error) or stop (it waits)
+    /// [default: report]
+    ///
+    /// With stop it is tried again each second until there is space, and the log says so; reads and what needs no space
+    /// go on. If the guest or the daemon is to stop meanwhile, it fails after all.
+    #[arg(long, value_name = "POLICY", value_parser = parse_on_enospc, help_heading = "Disk")]
+    pub(crate) on_enospc: Option<OnEnospc>,
+
+    /// How many seconds the disk may take for a request, 0.1 to 3600 [default: as long as it takes]
+    ///
+    /// What takes longer fails, and so does all else until the disk has answered: nothing that was failed can land on top
+    /// of what is written later. All data is copied then, so that the disk never touches memory that the guest has back;
+    /// that costs some CPU time. Not with --engine=sync.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_io_timeout, help_heading = "Disk")]
+    pub(crate) io_timeout: Option<Duration>,
+
     /// The most memory that the disk's I/O may use, such as 64M [default: 16M for each queue]
     ///
     /// Bounce buffers and lists of segments; what does not fit waits. At least 1.1M for each queue.
@@ -152,6 +170,8 @@ impl DiskArgs {
             discard_granularity,
             discard_alignment,
             write_zeroes,
+            on_enospc,
+            io_timeout,
             memory_budget,
             engine,
             size,
@@ -168,6 +188,8 @@ impl DiskArgs {
             ("discard-granularity", discard_granularity.map(|size| size.to_string())),
             ("discard-alignment", discard_alignment.map(|size| size.to_string())),
             ("write-zeroes", write_zeroes.map(|on| if on { "on" } else { "off" }.to_owned())),
+            ("on-enospc", on_enospc.map(|policy| policy.to_string())),
+            ("io-timeout", io_timeout.map(|time| time.as_secs_f64().to_string())),
             ("memory-budget", memory_budget.map(|size| size.to_string())),
             ("engine", engine.map(|engine| engine.to_string())),
             ("size", size.map(|size| size.to_string())),
@@ -235,6 +257,17 @@ fn parse_cache(text: &str) -> Result<Cache, String> {
 
 fn parse_discard(text: &str) -> Result<Discard, String> {
     text.parse().map_err(|_| format!("must be one of {}", words(&Discard::ALL).join(", ")))
+}
+
+fn parse_on_enospc(text: &str) -> Result<OnEnospc, String> {
+    text.parse().map_err(|_| format!("must be one of {}", words(&OnEnospc::ALL).join(", ")))
+}
+
+fn parse_io_timeout(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let possible = Duration::from_millis(100)..=Duration::from_secs(3600);
+    time.filter(|time| possible.contains(time))
+        .ok_or_else(|| "must be a number of seconds from 0.1 to 3600".into())
 }
 
 /// A size in bytes: a number, and K, M, G or T for powers of 1024.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::fuse_export::{FuseExport, Injected};
 use crate::loop_device::LoopDevice;
 use crate::model::Model;
 use crate::request::SECTOR;
@@ -34,6 +35,10 @@ pub struct DiskSpec {
     pub cache: Option<&'static str>,
     /// What discards and zeroes do.
     pub clears: Clears,
+    /// The file is served as a disk that fails like this, and can be [frozen](FuseExport::freeze).
+    pub faults: Option<Vec<Injected>>,
+    /// More of the product's options, by their names on the command line.
+    pub options: Vec<(&'static str, &'static str)>,
 }
 
 /// What discards and zeroes do: the options of the same names, none of each for the device's default.
@@ -63,6 +68,8 @@ impl Default for DiskSpec {
             device: None,
             cache: None,
             clears: Clears::default(),
+            faults: None,
+            options: Vec::new(),
         }
     }
 }
@@ -86,6 +93,8 @@ impl DiskSpec {
 pub struct Disk {
     /// Detached before its file goes.
     device: Option<LoopDevice>,
+    /// Ended before its file goes.
+    export: Option<FuseExport>,
     dir: TempDir,
     /// What the disk was made from.
     pub spec: DiskSpec,
@@ -94,8 +103,13 @@ pub struct Disk {
 impl Disk {
     /// Makes the file.
     pub fn new(spec: &DiskSpec) -> Self {
-        let dir = TempDir::with_prefix_in("disk-", disk_dir()).expect("a directory for a disk can be made");
-        let mut disk = Disk { device: None, dir, spec: spec.clone() };
+        Self::new_in(&disk_dir(), spec)
+    }
+
+    /// Makes the file in a directory of its own in `parent`.
+    pub fn new_in(parent: &Path, spec: &DiskSpec) -> Self {
+        let dir = TempDir::with_prefix_in("disk-", parent).expect("a directory for a disk can be made");
+        let mut disk = Disk { device: None, export: None, dir, spec: spec.clone() };
         let file = File::create(disk.file()).expect("a disk file can be made");
         file.set_len(spec.bytes as u64).expect("a disk file can be sized");
         if let Some(seed) = spec.content {
@@ -104,11 +118,23 @@ impl Disk {
         let attach =
             |block| LoopDevice::attach(&disk.file(), block).expect("the test made sure of loop devices");
         disk.device = spec.device.map(attach);
+        disk.export = spec.faults.as_ref().map(|faults| FuseExport::start(&disk.file(), disk.dir(), faults));
         disk
     }
 
-    /// What is to be served: the file, or the block device on it.
+    /// The process that fails for it.
+    ///
+    /// # Panics
+    /// If it was not to fail.
+    pub fn export(&self) -> &FuseExport {
+        self.export.as_ref().expect("a disk with faults")
+    }
+
+    /// What is to be served: the file, or the block device on it, or the disk with faults.
     pub fn path(&self) -> PathBuf {
+        if let Some(export) = &self.export {
+            return export.path().to_path_buf();
+        }
         self.device.as_ref().map_or_else(|| self.file(), |device| device.path().to_path_buf())
     }
 

@@ -124,6 +124,14 @@ impl Lane {
         }
     }
 
+    /// What came back with a used element, unjudged but for the bytes around the buffers.
+    ///
+    /// # Panics
+    /// If the device wrote where it must not.
+    pub fn land_unjudged(&mut self, used: Used) -> Written {
+        self.take(used).1
+    }
+
     /// Waits for everything in flight, and judges it.
     ///
     /// # Panics

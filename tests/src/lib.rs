@@ -8,6 +8,7 @@
 pub mod disk;
 pub mod driver;
 pub mod frontend;
+pub mod fuse_export;
 pub mod guest;
 pub mod hostile;
 pub mod huge_pages;

@@ -6,6 +6,7 @@
 mod in_process;
 pub(crate) mod process;
 
+pub(crate) use self::process::QEMU;
 pub use self::process::sluice_path;
 
 use std::cell::RefCell;
@@ -289,6 +290,9 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
 trait Backend {
     /// Why the device is not running, if it is not.
     fn fault(&mut self) -> Option<String>;
+
+    /// Asks a process to end, and does not wait for that.
+    fn ask_to_end(&mut self);
 }
 
 /// A device that serves a disk on a socket, until dropped.
@@ -300,6 +304,11 @@ pub struct Served {
 }
 
 impl Served {
+    /// Asks its process to end, as a service manager does. That it does is checked at the end.
+    pub fn ask_to_end(&self) {
+        self.backend.borrow_mut().ask_to_end();
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -30,7 +30,7 @@ impl Bench {
     fn new() -> Self {
         let disk = TestDisk::new(1024);
         let workers = Workers::start(1).expect("a thread");
-        let rings = Rings::new("test", disk.device(2), workers);
+        let rings = Rings::new("test", disk.device(2), workers, Box::new(()));
         Self { rings, ram: Arc::new(GuestRam::new(&[RAM])), disk }
     }
 
@@ -108,7 +108,12 @@ fn a_ring_runs_after_all_messages_in_any_order() {
     orders(&mut vec![Step::Err], &mut |order| {
         count += 1;
         // All of them are tried; the odd ones do not repeat the requests.
-        bench.rings = Rings::new("test", Arc::clone(&bench.rings.device), Arc::clone(&bench.rings.workers));
+        bench.rings = Rings::new(
+            "test",
+            Arc::clone(&bench.rings.device),
+            Arc::clone(&bench.rings.workers),
+            Box::new(()),
+        );
         bench.ram.clear();
         let mut driver = Driver::new(&bench.ram, RAM.start, 16);
         driver.offer(0, 0, 5);

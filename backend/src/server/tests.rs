@@ -309,7 +309,8 @@ fn a_silent_connection_makes_room_for_another_one_and_an_idle_one_does_not() {
     let connection = |has_spoken, age| {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let workers = Workers::start(1).unwrap();
-        let session = Session::new("test", TestDisk::new(8).device(1), workers).expect("an fd is free");
+        let session =
+            Session::new("test", TestDisk::new(8).device(1), workers, Box::new(())).expect("an fd is free");
         let log = Ratelimit::default();
         let mut connection = Connection::new(ours, session, "test", &log).unwrap();
         connection.age(has_spoken, age);

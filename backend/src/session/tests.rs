@@ -11,7 +11,7 @@ const USER: u64 = 0x7f00_0000_0000;
 
 fn session() -> Session {
     let workers = Workers::start(1).expect("a thread");
-    Session::new("test", TestDisk::new(64).device(2), workers).expect("an fd is free")
+    Session::new("test", TestDisk::new(64).device(2), workers, Box::new(())).expect("an fd is free")
 }
 
 fn region(guest_addr: u64, size: u64) -> VhostUserMemoryRegion {

@@ -43,7 +43,7 @@ impl Bench {
 
     /// Stops all rings; says how many heads each has taken.
     fn stop(self) -> Vec<u16> {
-        self.served.into_iter().map(|ring| ring.stop().next_avail).collect()
+        self.served.into_iter().map(|ring| ring.stop(|| ()).next_avail).collect()
     }
 }
 
@@ -122,7 +122,7 @@ fn a_driver_may_kick_early_late_often_and_for_nothing() {
 fn a_driver_that_kicks_only_when_it_is_asked_to_is_not_forgotten() {
     for (kind, event_idx) in KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let mut bench = Bench::new(kind, 1);
-        assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
+        assert_eq!(bench.served.pop().expect("a ring").stop(|| ()), Stopped::default());
         let driver = &mut bench.drivers[0];
         let mut setup = setup(driver, &bench.disk.device(1), 0);
         setup.ring.event_idx = event_idx;
@@ -144,7 +144,7 @@ fn a_driver_that_kicks_only_when_it_is_asked_to_is_not_forgotten() {
             free.push(driver.done().0);
         }
         assert!(kicks > 0);
-        assert_eq!(served.stop().next_avail, rounds);
+        assert_eq!(served.stop(|| ()).next_avail, rounds);
     }
 }
 
@@ -169,13 +169,13 @@ fn what_is_available_before_the_start_is_served_without_a_kick() {
     for kind in KINDS {
         let mut bench = Bench::new(kind, 1);
         let device = bench.disk.device(1);
-        assert_eq!(bench.served.pop().expect("a ring").stop(), Stopped::default());
+        assert_eq!(bench.served.pop().expect("a ring").stop(|| ()), Stopped::default());
         let driver = &mut bench.drivers[0];
         let setup = setup(driver, &device, 0);
         driver.offer(0, 0, 0);
         let served = bench.workers.serve(setup).expect("a good ring");
         assert_eq!(driver.done(), (0, 0, 513));
-        assert_eq!(served.stop(), Stopped { next_avail: 1, broken: false });
+        assert_eq!(served.stop(|| ()), Stopped { next_avail: 1, broken: false });
     }
 }
 
@@ -291,8 +291,8 @@ fn a_broken_ring_says_so_once_and_its_neighbour_goes_on() {
         bench.drivers[1].check_works(3, 0x61);
         assert_eq!(take_events(&bench.drivers[0].err, Duration::from_millis(20)), 0);
         let [broken, whole]: [ServedRing; 2] = bench.served.try_into().expect("two rings");
-        assert_eq!(broken.stop(), Stopped { next_avail: 1, broken: true });
-        assert_eq!(whole.stop(), Stopped { next_avail: 2, broken: false });
+        assert_eq!(broken.stop(|| ()), Stopped { next_avail: 1, broken: true });
+        assert_eq!(whole.stop(|| ()), Stopped { next_avail: 2, broken: false });
     }
 }
 
@@ -306,7 +306,7 @@ fn nobody_waits_for_a_worker_that_has_ended() {
         let rings = bench.served;
         rings[1].set_call(None);
         for ring in rings {
-            assert_eq!(ring.stop(), Stopped::default());
+            assert_eq!(ring.stop(|| ()), Stopped::default());
         }
     }
 }
@@ -324,7 +324,7 @@ fn stopping_a_ring_waits_for_what_is_in_flight() {
             if round % 2 == 0 {
                 std::thread::yield_now();
             }
-            let taken = bench.served.pop().expect("a ring").stop().next_avail;
+            let taken = bench.served.pop().expect("a ring").stop(|| ()).next_avail;
             assert_eq!(driver.used_idx(), taken, "all that was taken is done, and nothing comes later");
         }
     }

@@ -40,6 +40,8 @@ pub(super) fn make(options: &DiskOptions, bytes: u64) -> Result<Disk, DiskError>
         secure_erase: false,
         lifetime: None,
         overlaps: Arc::default(),
+        on_enospc: options.on_enospc,
+        io_timeout: None,
     })
 }
 

@@ -107,6 +107,11 @@ pub enum DiskError {
         /// What it must be a multiple of.
         block: u64,
     },
+    /// A thread that waits for the disk cannot look at the time.
+    #[error(
+        "a timeout for I/O needs engine=uring: with engine=sync a thread waits for the disk and cannot stop waiting"
+    )]
+    TimeoutOfSync,
     /// There is nothing to serve.
     #[error("{} is empty: give it a size with `truncate -s 1G`", path.display())]
     Empty {
@@ -163,6 +168,8 @@ pub(super) fn open(options: &DiskOptions, path: &Path) -> Result<Disk, DiskError
         write_zeroes: options.write_zeroes,
         lifetime: sysfs.and_then(|device| lifetime::lifetime(&device)),
         overlaps: Arc::default(),
+        on_enospc: options.on_enospc,
+        io_timeout: None,
     })
 }
 

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use rustix::event::PollFlags;
@@ -25,6 +26,17 @@ pub struct Event {
     pub result: i32,
     /// Whether more events of the same entry will come (multishot).
     pub more: bool,
+}
+
+/// Whether, and for how long, a thread waits for something to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// Until something has happened.
+    Forever,
+    /// For so long at most.
+    For(Duration),
 }
 
 /// A thread's ring. Cloning gives another handle to it.
@@ -118,14 +130,14 @@ impl Ring {
         inner.untaken > 0 || !inner.uring.completion().is_empty() || inner.wants_enter()
     }
 
-    /// Submits what was pushed and collects what has finished. With `wait`, not before there is an event to take: one
-    /// that a client has not taken yet will do, so that none is slept over.
+    /// Submits what was pushed and collects what has finished. It may wait until there is an event to take: one that a client
+    /// has not taken yet will do, so that none is slept over.
     ///
     /// # Errors
-    /// What io_uring_enter(2) says, but for interruptions and a momentary lack of memory.
-    pub fn enter(&self, wait: bool) -> io::Result<()> {
+    /// What io_uring_enter(2) says, but for interruptions, the end of a wait, and a momentary lack of memory.
+    pub fn enter(&self, wait: Wait) -> io::Result<()> {
         let mut inner = self.0.borrow_mut();
-        let wait = wait && inner.untaken == 0;
+        let wait = if inner.untaken == 0 { wait } else { Wait::No };
         inner.enter(wait)
     }
 }
@@ -134,46 +146,56 @@ impl Inner {
     /// After a wait the kernel is asked so many times for more that is finished: enough for 160 events.
     const CALLS_AFTER_WAIT: usize = 8;
 
-    fn enter(&mut self, wait: bool) -> io::Result<()> {
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
         // What is there already needs no waiting.
-        let want = usize::from(wait && self.uring.completion().is_empty());
-        if want > 0 || self.wants_enter() {
-            self.submit_and_wait(want)?;
+        let wait = if self.uring.completion().is_empty() { wait } else { Wait::No };
+        if wait != Wait::No || self.wants_enter() {
+            self.submit_and_wait(wait)?;
         }
         // A wait brings as many events as it asks for, and others call 20 at most; what else is there is flagged.
-        let calls = if want > 0 { Self::CALLS_AFTER_WAIT } else { 0 };
+        let calls = if wait == Wait::No { 0 } else { Self::CALLS_AFTER_WAIT };
         for _ in 0..calls {
             if !self.wants_enter() {
                 break;
             }
-            self.submit_and_wait(0)?;
+            self.submit_and_wait(Wait::No)?;
         }
         self.collect();
         Ok(())
     }
 
-    fn submit_and_wait(&mut self, want: usize) -> io::Result<()> {
-        match self.call_kernel(want) {
-            Err(e) if e.raw_os_error() == Some(libc::EINTR) => Ok(()),
+    fn submit_and_wait(&mut self, wait: Wait) -> io::Result<()> {
+        match self.call_kernel(wait) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => Ok(()),
             // Completions are to be taken first, or memory is short for a moment: the caller comes again.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => Ok(()),
             result => result,
         }
     }
 
-    fn call_kernel(&mut self, want: usize) -> io::Result<()> {
-        let is_idle = want > 0 && self.in_kernel == self.watches;
-        if !is_idle || !self.uring.params().is_feature_no_iowait() {
-            return self.uring.submit_and_wait(want).map(|_| ());
+    fn call_kernel(&mut self, wait: Wait) -> io::Result<()> {
+        let is_idle = wait != Wait::No && self.in_kernel == self.watches;
+        if wait == Wait::No || (wait == Wait::Forever && !is_idle) {
+            return self.uring.submit_and_wait(usize::from(wait != Wait::No)).map(|_| ());
         }
         // Linux takes a wait with entries in the kernel for one for I/O: unless it is told, a thread that waits for event
         // fds shows in the system's iowait, and in /proc/pressure/io, as if a disk held it up. Before 6.15 it cannot be
         // told, and poll(2) does not wake for what a ring like this has to do.
-        let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
+        let mut flags = EnterFlags::GETEVENTS;
+        if is_idle && self.uring.params().is_feature_no_iowait() {
+            flags |= EnterFlags::NO_IOWAIT;
+        }
         let count = u32::try_from(self.uring.submission().len()).unwrap_or(u32::MAX);
         let submitter = self.uring.submitter();
-        // SAFETY: the entries are sound, as `push` demands, and there is no argument beside the flags.
-        unsafe { submitter.enter::<libc::sigset_t>(count, 1, flags.bits(), None) }.map(|_| ())
+        let Wait::For(time) = wait else {
+            // SAFETY: the entries are sound, as `push` demands, and there is no argument beside the flags.
+            return unsafe { submitter.enter::<libc::sigset_t>(count, 1, flags.bits(), None) }.map(|_| ());
+        };
+        let time = types::Timespec::from(time);
+        let args = types::SubmitArgs::new().timespec(&time);
+        flags |= EnterFlags::EXT_ARG;
+        // SAFETY: as above, and the argument is the one that EXT_ARG asks for.
+        unsafe { submitter.enter(count, 1, flags.bits(), Some(&args)) }.map(|_| ())
     }
 
     /// Whether the kernel has something to take, or to do for us.
@@ -238,7 +260,7 @@ impl Client {
         let entry = entry.user_data(self.user_data(token));
         let mut inner = self.ring.0.borrow_mut();
         if inner.uring.submission().is_full() {
-            inner.enter(false)?;
+            inner.enter(Wait::No)?;
         }
         // SAFETY: the caller vouches for what the entry points to.
         let pushed = unsafe { inner.uring.submission().push(&entry) };
@@ -260,7 +282,7 @@ impl Client {
         unsafe { self.push(entry, token) }?;
         self.watches.push(token);
         self.ring.0.borrow_mut().watches += 1;
-        self.ring.enter(false)
+        self.ring.enter(Wait::No)
     }
 
     /// Asks for no more events with `token`. The last one comes soon; the request itself answers with
@@ -306,7 +328,7 @@ impl Client {
     /// What [`Ring::enter`] says.
     pub fn wait(&self) -> io::Result<()> {
         let mut inner = self.ring.0.borrow_mut();
-        let wait = inner.events[self.slot as usize].is_empty();
+        let wait = if inner.events[self.slot as usize].is_empty() { Wait::Forever } else { Wait::No };
         inner.enter(wait)
     }
 

@@ -24,6 +24,8 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         discard = "ignore"
         discard-granularity = "32K"
         write-zeroes = false
+        on-enospc = "stop"
+        io-timeout = 2.5
         memory-budget = 67_108_864
         engine = "sync"
 
@@ -45,7 +47,7 @@ fn every_option_means_what_it_means_in_a_disk_option() {
             parse_disk_option(
                 "socket-path=/run/a.sock,blk-file=/srv/a.img,read-only,cache=directsync,num-queues=4,\
                  queue-size=1024,serial=root disk,logical-block-size=4096,discard=ignore,\
-                 discard-granularity=32K,write-zeroes=off,memory-budget=64M,engine=sync"
+                 discard-granularity=32K,write-zeroes=off,on-enospc=stop,io-timeout=2.5,memory-budget=64M,engine=sync"
             )
             .unwrap(),
             parse_disk_option("fd=3,blk-file=/srv/b.img").unwrap(),
@@ -67,6 +69,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
                 [[disk]]\n\
                 sockt-path = \"/run/b.sock\"\n\
                 color = \"blue\"\n\
+                io-timeout = \"30\"\n\
                 logical-block-size = 99999999999999999999\n";
     assert_eq!(
         errors_of(text),
@@ -81,8 +84,9 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
             "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
-             discard-alignment, write-zeroes, memory-budget, engine, size",
-            "d.toml:12: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
+             discard-alignment, write-zeroes, on-enospc, io-timeout, memory-budget, engine, size",
+            "d.toml:12: disk #2: io-timeout = \"30\": must be a number of seconds, without quotes",
+            "d.toml:13: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
         ]
     );
 }

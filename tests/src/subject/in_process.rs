@@ -106,6 +106,10 @@ fn product(disk: &Disk) -> Result<Device, String> {
 }
 
 impl Backend for Daemon {
+    fn ask_to_end(&mut self) {
+        panic!("a device in this process ends when it is dropped");
+    }
+
     fn fault(&mut self) -> Option<String> {
         let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
         ended.then(|| "the thread of the device has ended".to_owned())

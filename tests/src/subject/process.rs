@@ -11,7 +11,7 @@ use super::{Backend, Engine};
 use crate::disk::Disk;
 
 /// Where Debian puts QEMU's storage daemon.
-pub(super) const QEMU: &str = "/usr/bin/qemu-storage-daemon";
+pub(crate) const QEMU: &str = "/usr/bin/qemu-storage-daemon";
 /// How long a process may take until it listens, and until it has ended.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -22,6 +22,8 @@ pub(crate) struct Process {
     ended: Option<ExitStatus>,
     /// Whether it matters how the process ends when it is asked to.
     judged: bool,
+    /// It was asked to end.
+    is_asked: bool,
 }
 
 /// Starts the sluice binary on one disk.
@@ -42,7 +44,8 @@ pub(super) fn try_sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path
 /// Starts one sluice binary on several disks, each with its socket. The log is that of the first disk.
 pub(crate) fn sluice_serving(engine: Engine, cache: &str, disks: &[(&Disk, &Path)]) -> Process {
     let mut command = Command::new(sluice_path());
-    command.arg("serve");
+    // One thread for all of them: what holds it up holds up all.
+    command.args(["serve", "--workers=1"]);
     for (disk, socket) in disks {
         let settings: Vec<_> = options(engine, cache, disk, socket)
             .map(|(name, value)| format!("{name}={}", value.replace(',', ",,")))
@@ -79,7 +82,8 @@ fn options(
         ("discard-alignment", spec.clears.discard_alignment.map(|bytes| bytes.to_string())),
         ("write-zeroes", spec.clears.write_zeroes.map(|on| switch(on).to_owned())),
     ];
-    options.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    let more = spec.options.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    options.into_iter().filter_map(|(name, value)| Some((name, value?))).chain(more)
 }
 
 fn switch(on: bool) -> &'static str {
@@ -134,7 +138,7 @@ impl Process {
         let err = out.try_clone().expect("a file can be cloned");
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
-        let mut process = Process { child, log, ended: None, judged: true };
+        let mut process = Process { child, log, ended: None, judged: true, is_asked: false };
         let deadline = Instant::now() + PATIENCE;
         while !listens(socket) {
             if let Some(fault) = process.fault() {
@@ -158,15 +162,22 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    fn ask(&mut self) -> rustix::io::Result<()> {
+        self.is_asked = true;
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)
+    }
+
     /// Asks the process to end, and kills it if it does not.
     fn end(&mut self) -> Result<(), String> {
         if !self.judged {
             return self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string());
         }
-        if let Some(fault) = self.fault() {
+        if !self.is_asked
+            && let Some(fault) = self.fault()
+        {
             return Err(fault);
         }
-        let asked = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let asked = if self.is_asked { Ok(()) } else { self.ask() };
         let deadline = Instant::now() + PATIENCE;
         while asked.is_ok() && Instant::now() < deadline {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -194,6 +205,10 @@ fn listens(socket: &Path) -> bool {
 impl Backend for Process {
     fn fault(&mut self) -> Option<String> {
         Process::fault(self)
+    }
+
+    fn ask_to_end(&mut self) {
+        self.ask().expect("the process is there");
     }
 }
 

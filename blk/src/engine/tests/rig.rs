@@ -15,7 +15,7 @@ use crate::bio::{BioSet, Op};
 use crate::doubles::guest_ram::GuestRam;
 use crate::engine::null::NullEngine;
 use crate::engine::ram::RamEngine;
-use crate::engine::ring::Ring;
+use crate::engine::ring::{Ring, Wait};
 use crate::engine::sync::SyncEngine;
 use crate::engine::uring::UringEngine;
 use crate::request::{Command, TagSet};
@@ -146,7 +146,7 @@ impl Rig {
             self.engine.reap(&mut done);
             match &self.ring {
                 _ if done.len() >= count => break,
-                Some(ring) => ring.enter(true).expect("io_uring_enter(2)"),
+                Some(ring) => ring.enter(Wait::Forever).expect("io_uring_enter(2)"),
                 None => panic!("{} of {count} requests finished", done.len()),
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::doubles::patience::in_time;
-use crate::engine::ring::{Client, Ring};
+use crate::engine::ring::{Client, Ring, Wait};
 use crate::request::Command;
 
 use super::rig::{Kind, Rig};
@@ -35,7 +35,7 @@ fn a_ring_that_waits_is_woken_by_an_event() {
                 write(&event);
             });
             while !ring.has_events() {
-                ring.enter(true).expect("io_uring_enter(2)");
+                ring.enter(Wait::Forever).expect("io_uring_enter(2)");
             }
         });
         assert_eq!(tokens(&mut client), [1]);
@@ -54,7 +54,7 @@ fn each_write_to_a_watched_event_fd_is_an_event() {
         for _ in 0..3 {
             for (event, token) in events.iter().zip([7, 9]) {
                 write(event);
-                ring.enter(true).expect("io_uring_enter(2)");
+                ring.enter(Wait::Forever).expect("io_uring_enter(2)");
                 assert_eq!(tokens(&mut client), [token], "though nobody has read it");
             }
         }
@@ -71,7 +71,7 @@ fn a_wait_brings_all_that_has_happened() {
             client.watch(event.as_fd(), token).expect("it can be polled");
         }
         events.iter().for_each(write);
-        ring.enter(true).expect("io_uring_enter(2)");
+        ring.enter(Wait::Forever).expect("io_uring_enter(2)");
         assert_eq!(tokens(&mut client).len(), events.len(), "more than Linux gives in one call");
     });
 }
@@ -83,7 +83,7 @@ fn what_was_written_before_the_watch_is_an_event_too() {
         let (mut client, event) = (ring.client(8).expect("a slot"), event());
         write(&event);
         client.watch(event.as_fd(), 1).expect("it can be polled");
-        ring.enter(true).expect("io_uring_enter(2)");
+        ring.enter(Wait::Forever).expect("io_uring_enter(2)");
         assert_eq!(tokens(&mut client), [1]);
     });
 }
@@ -102,14 +102,14 @@ fn a_watch_that_was_given_up_ends() {
             client.unwatch(1).expect("there is room");
             let mut ended = Vec::new();
             while client.in_kernel() > 0 {
-                ring.enter(true).expect("io_uring_enter(2)");
+                ring.enter(Wait::Forever).expect("io_uring_enter(2)");
                 let events = std::iter::from_fn(|| client.next_event());
                 ended.extend(events.filter(|event| !event.more).map(|event| event.token));
             }
             ended.sort_unstable();
             assert_eq!(ended, [1, Client::UNWATCHED]);
             write(&event);
-            ring.enter(false).expect("io_uring_enter(2)");
+            ring.enter(Wait::No).expect("io_uring_enter(2)");
             assert_eq!(tokens(&mut client), [0; 0]);
         }
     });
@@ -129,7 +129,7 @@ fn a_client_can_be_dropped_with_watches() {
         events.iter().for_each(write);
         drop(client);
         write(&kept);
-        ring.enter(true).expect("io_uring_enter(2)");
+        ring.enter(Wait::Forever).expect("io_uring_enter(2)");
         assert_eq!(tokens(&mut other), [1], "the other client's watch goes on");
     });
 }
@@ -149,7 +149,7 @@ fn an_event_that_came_early_is_not_slept_over() {
         }
         let done = rig.wait(64);
         done.into_iter().for_each(|(request, _)| rig.put(request));
-        ring.enter(true).expect("the kick's event waits to be taken");
+        ring.enter(Wait::Forever).expect("the kick's event waits to be taken");
         assert_eq!(tokens(&mut client), [1]);
     });
 }

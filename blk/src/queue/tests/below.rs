@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use crate::disk::{Cache, Disk as RealDisk, DiskOptions, EngineKind};
 use crate::doubles::dice::Dice;
 use crate::engine::ram::RamEngine;
-use crate::engine::ring::Ring;
+use crate::engine::ring::{Ring, Wait};
 use crate::request::Command;
 
 use super::scripted::{DISCARDED, Disk, Faults, Knows, Scripted};
@@ -110,7 +110,7 @@ impl Below {
     /// Lets time pass; with `wait` until something happens.
     pub(super) fn pass(&self, wait: bool) {
         if let Self::File(_, Some(ring)) = self {
-            ring.enter(wait).expect("io_uring_enter(2)");
+            ring.enter(if wait { Wait::Forever } else { Wait::No }).expect("io_uring_enter(2)");
         }
     }
 

@@ -12,7 +12,7 @@ use crate::disk::{Cache, Disk as RealDisk, DiskOptions, EngineKind};
 use crate::doubles::dice::{Dice, for_seeds};
 use crate::doubles::guest_ram::GuestRam;
 use crate::doubles::patience::in_time;
-use crate::engine::ring::Ring;
+use crate::engine::ring::{Ring, Wait};
 use crate::sector::{DiskRange, Sector};
 
 use super::bench::{Bench, bench, config, direct, large_blocks, short_of_memory};
@@ -150,7 +150,8 @@ impl OnFile {
         while done.is_empty() {
             self.queue.dispatch();
             if let (Some(ring), false) = (&self.ring, self.queue.has_parked()) {
-                ring.enter(self.queue.tags.in_flight() > 0).expect("io_uring_enter(2)");
+                ring.enter(if self.queue.tags.in_flight() > 0 { Wait::Forever } else { Wait::No })
+                    .expect("io_uring_enter(2)");
             }
             self.queue.reap(|completed| done.push(completed.status));
         }

@@ -19,7 +19,7 @@ use crate::doubles::dice::{Dice, for_seeds};
 use crate::doubles::guest_ram::GuestRam;
 use crate::doubles::loop_device::LoopDevice;
 use crate::doubles::patience::in_time;
-use crate::engine::ring::{Client, Ring};
+use crate::engine::ring::{Client, Ring, Wait};
 use crate::sector::{DiskRange, Sector};
 
 use super::*;
@@ -77,7 +77,7 @@ impl Sleeper {
     fn sleep(&mut self, kick: &Kick) {
         match self {
             Self::Ring(ring, client) => {
-                ring.enter(true).expect("io_uring_enter(2)");
+                ring.enter(Wait::Forever).expect("io_uring_enter(2)");
                 while client.next_event().is_some() {}
             }
             Self::Poll => {
