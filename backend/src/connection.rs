@@ -220,6 +220,8 @@ fn is_served(header: Header) -> bool {
                 | FrontendReq::GET_MAX_MEM_SLOTS
                 | FrontendReq::ADD_MEM_REG
                 | FrontendReq::REM_MEM_REG
+                | FrontendReq::GET_INFLIGHT_FD
+                | FrontendReq::SET_INFLIGHT_FD
         )
     )
 }

@@ -139,6 +139,7 @@ impl Device {
         .union(VhostUserProtocolFeatures::CONFIG)
         .union(VhostUserProtocolFeatures::REPLY_ACK)
         .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
         .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
     /// The features to offer: the device's, the rings' and the transport's.

@@ -34,6 +34,7 @@ pub mod device;
 mod doubles;
 pub mod event;
 mod inbox;
+pub mod inflight;
 mod pace;
 pub mod ratelimit;
 pub mod reactor;

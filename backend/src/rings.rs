@@ -16,6 +16,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use crate::call::Call;
 use crate::connection::chain;
 use crate::device::Device;
+use crate::inflight::InflightMem;
 use crate::service::{ServiceSetup, StartError};
 use crate::vring::{RingSetup, SetupError, check_size, parts};
 use crate::workers::{ServedRing, Workers};
@@ -134,6 +135,7 @@ pub struct Rings {
     workers: Arc<Workers>,
     memory: Arc<GuestMem>,
     features: u64,
+    inflight: Option<InflightMem>,
     rings: Vec<Ring>,
     meanwhile: Box<dyn Meanwhile>,
 }
@@ -154,7 +156,16 @@ impl Rings {
         meanwhile: Box<dyn Meanwhile>,
     ) -> Self {
         let rings = (0..device.num_queues()).map(|_| Ring::default()).collect();
-        Self { name: name.to_owned(), device, workers, memory: Arc::default(), features: 0, rings, meanwhile }
+        Self {
+            name: name.to_owned(),
+            device,
+            workers,
+            memory: Arc::default(),
+            features: 0,
+            inflight: None,
+            rings,
+            meanwhile,
+        }
     }
 
     /// The features of the rings from now on.
@@ -285,6 +296,13 @@ impl Rings {
         self.start_all(&running);
     }
 
+    /// Keeps what is in flight there from now on, and goes on with what was: of rings that start afterwards.
+    pub fn set_inflight(&mut self, inflight: InflightMem) {
+        let running = self.stop_all();
+        self.inflight = Some(inflight);
+        self.start_all(&running);
+    }
+
     /// The guest's memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMem {
@@ -296,6 +314,7 @@ impl Rings {
         self.stop_all();
         self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
         self.features = 0;
+        self.inflight = None;
     }
 
     /// Stops all rings and waits for their I/O. Returns those that ran.
@@ -356,19 +375,24 @@ impl Rings {
         if ring.served.is_some() || ring.broken {
             return Ok(());
         }
+        let at =
+            self.resolve(ring.size, addrs, ring.base).map_err(|source| RingError::Setup { index, source })?;
+        let (kick, call, err) = (Arc::clone(kick), ring.call.clone(), ring.err.clone());
+        let start = |source| RingError::Start { index, source };
+        let lock = self.device.disk().lock().acquire(|| self.meanwhile.turn());
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
-            index: u16::try_from(index).expect("a ring that there is"),
-            kick: Arc::clone(kick),
-            call: ring.call.clone(),
-            err: ring.err.clone(),
-            ring: self
-                .resolve(ring.size, addrs, ring.base)
-                .map_err(|source| RingError::Setup { index, source })?,
+            index: index_of(index),
+            ring: at,
+            inflight: self.inflight.as_ref().and_then(|inflight| inflight.queue(index_of(index))),
             memory: Arc::clone(&self.memory),
             device: Arc::clone(&self.device),
+            lock: lock.map_err(|error| start(error.into()))?,
+            kick,
+            call,
+            err,
         };
-        let served = self.workers.serve(setup).map_err(|source| RingError::Start { index, source })?;
+        let served = self.workers.serve(setup).map_err(start)?;
         self.rings[index as usize].served = Some(served);
         Ok(())
     }
@@ -399,6 +423,10 @@ impl Drop for Rings {
     fn drop(&mut self) {
         self.stop_all();
     }
+}
+
+fn index_of(index: u32) -> u16 {
+    u16::try_from(index).expect("a ring that there is")
 }
 
 /// Checks that a file is an event fd. Pipes, sockets and files, on which a read or write could wait for ever, have a

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluice_blk::disk::{Cache, Discard};
+use sluice_blk::disk::{Cache, Discard, LockError, LockGuard};
 use sluice_blk::engine::ring::Ring;
 use sluice_blk::overlap::Wake;
 use sluice_blk::queue::{Completed, QueueConfig, QueueMemory, Refused, RequestQueue};
@@ -26,6 +26,7 @@ use sluice_mem::slice::GuestSlice;
 use crate::call::Call;
 use crate::chain::{Action, BlkStatus, ChainParser};
 use crate::device::Device;
+use crate::inflight::InflightSetup;
 use crate::vring::{RingFault, RingSetup, SetupError, Vring};
 
 /// All that it takes to serve a ring.
@@ -37,10 +38,14 @@ pub struct ServiceSetup {
     pub index: u16,
     /// Where the ring is and where to begin.
     pub ring: RingSetup,
+    /// What was in flight when somebody else has left the ring, and where to keep what is.
+    pub inflight: Option<InflightSetup>,
     /// The guest's memory.
     pub memory: Arc<GuestMem>,
     /// The disk and what the guest may know of it.
     pub device: Arc<Device>,
+    /// The disk's lock.
+    pub lock: LockGuard,
     /// The event fd by which the driver kicks.
     pub kick: Arc<File>,
     /// The event fd by which the driver is called; none when it polls.
@@ -56,6 +61,9 @@ pub enum StartError {
     /// The front-end's mistake.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The disk is not to be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The host cannot.
     #[error("cannot make a request queue")]
     Host(#[source] io::Error),
@@ -78,6 +86,8 @@ pub struct Service {
     /// Whether the driver kicks for what it makes available. While it does not, somebody has to look at the ring.
     armed: bool,
     broken: bool,
+    // The last to go: when the queue has waited for all that the kernel has.
+    _lock: LockGuard,
 }
 
 impl Service {
@@ -101,13 +111,20 @@ impl Service {
     /// [`StartError`]; then nothing was started.
     pub fn start(setup: ServiceSetup, ring: Option<&Ring>, wake: Arc<dyn Wake>) -> Result<Self, StartError> {
         let pin = MemPin::new(setup.memory);
-        let vring = Vring::start(&setup.ring, &pin)?;
+        let vring = Vring::start(&setup.ring, &pin, setup.inflight.as_ref())?;
         let depth = vring.size().max(2);
         let device = setup.device;
         let engine = device.disk().engine(RequestQueue::tags(depth), ring).map_err(StartError::Host)?;
         let config = queue_config(&setup.name, &device, setup.index, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
+        let mut call = setup.call.map(Call::new);
+        if vring.is_resumed()
+            && let Some(call) = &mut call
+        {
+            // What was given back last may have been so without a call.
+            call.signal();
+        }
         Ok(Self {
             name: setup.name,
             parser: ChainParser::new(vring.size()),
@@ -117,10 +134,11 @@ impl Service {
             pin,
             queue,
             kick: setup.kick,
-            call: setup.call.map(Call::new),
+            call,
             err: setup.err,
             armed: false,
             broken: false,
+            _lock: setup.lock,
         })
     }
 

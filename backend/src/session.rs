@@ -20,6 +20,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use crate::config::WriteError;
 use crate::device::Device;
+use crate::inflight::{InflightError, InflightInfo, InflightMem};
 use crate::rings::{Meanwhile, RingAddrs, RingError, Rings};
 use crate::workers::Workers;
 
@@ -55,6 +56,9 @@ pub enum SessionError {
         /// Its size.
         size: u64,
     },
+    /// Memory for what is in flight.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// A part of the config space that does not exist.
     #[error("{size} bytes at offset {offset} of the config space")]
     ConfigRange {
@@ -172,6 +176,15 @@ fn region_info(region: &VhostUserMemoryRegion) -> RegionInfo {
         size: region.memory_size,
         user_addr: region.user_addr,
         mmap_offset: region.mmap_offset,
+    }
+}
+
+fn inflight_info(inflight: &VhostUserInflight) -> InflightInfo {
+    InflightInfo {
+        size: inflight.mmap_size,
+        offset: inflight.mmap_offset,
+        num_queues: inflight.num_queues,
+        queue_size: inflight.queue_size,
     }
 }
 
@@ -318,12 +331,17 @@ impl VhostUserBackendReqHandlerMut for Session {
         not_offered("GET_SHARED_OBJECT")
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        not_offered("GET_INFLIGHT_FD")
+    fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let made = InflightMem::make(inflight_info(inflight), &self.device);
+        let (info, file) = made.map_err(SessionError::from)?;
+        let InflightInfo { size, offset, num_queues, queue_size } = info;
+        Ok((VhostUserInflight::new(size, offset, num_queues, queue_size), file))
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        not_offered("SET_INFLIGHT_FD")
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        let opened = InflightMem::open(inflight_info(inflight), file, &self.device, &self.alarm);
+        self.rings.set_inflight(opened.map_err(SessionError::from)?);
+        Ok(())
     }
 
     fn set_device_state_fd(

@@ -8,12 +8,15 @@
 //! The driver is not trusted: what it can get wrong in the rings themselves is a [`RingFault`], after which nothing
 //! more is fetched.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
 use sluice_mem::guest::MemPin;
 use sluice_mem::slice::GuestSlice;
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::desc::split::Descriptor;
+
+use crate::inflight::{Inflight, InflightFault, InflightSetup, Resumed};
 
 /// The largest ring of the specification (virtio 1.3, 2.7).
 pub const SIZE_MAX: u16 = 32768;
@@ -57,6 +60,9 @@ pub enum SetupError {
         /// What its address must be a multiple of.
         align: u64,
     },
+    /// What a front-end has kept of what was in flight cannot be.
+    #[error(transparent)]
+    Inflight(#[from] InflightFault),
     /// A part of the ring is not, or not wholly, in one region of memory.
     #[error("the {part}, {len} bytes at {addr:#x}, is not in the memory table")]
     Unmapped {
@@ -132,20 +138,37 @@ pub struct Vring {
     /// `used.idx` as the driver can see it.
     published: u16,
     in_flight: Vec<bool>,
+    /// Heads that a predecessor has taken and not given back: they are taken first.
+    replay: VecDeque<u16>,
+    inflight: Option<Inflight>,
 }
 
 impl Vring {
-    /// Starts a ring where `setup` says. The used index is what the ring has in memory.
+    /// Starts a ring where `setup` says. The used index is what the ring has in memory. With an account of what is in flight
+    /// it goes on where that says, and keeps it.
     ///
     /// # Errors
-    /// [`SetupError`] when the description does not fit the memory.
-    pub fn start(setup: &RingSetup, pin: &MemPin) -> Result<Self, SetupError> {
+    /// [`SetupError`] when the description does not fit the memory, or the account the ring.
+    pub fn start(
+        setup: &RingSetup,
+        pin: &MemPin,
+        inflight: Option<&InflightSetup>,
+    ) -> Result<Self, SetupError> {
         check_size(u32::from(setup.size))?;
         let [desc, avail, used] = parts(setup);
         let desc = desc.slice(pin, setup.desc)?;
         let avail = avail.slice(pin, setup.avail)?;
         let used = used.slice(pin, setup.used)?;
         let next_used = used.load_u16(USED_IDX, Ordering::Acquire);
+        let inflight =
+            inflight.map(|inflight| Inflight::start(inflight, setup.size, next_used)).transpose()?;
+        let (inflight, resumed) = inflight.unzip();
+        let Resumed { heads, next_avail } = resumed.unwrap_or_default();
+        let next_avail = next_avail.unwrap_or(setup.next_avail);
+        let mut in_flight = vec![false; usize::from(setup.size)];
+        for head in &heads {
+            in_flight[usize::from(*head)] = true;
+        }
         Ok(Self {
             desc,
             avail,
@@ -153,11 +176,13 @@ impl Vring {
             size: setup.size,
             event_idx: setup.event_idx,
             indirect: setup.indirect,
-            next_avail: setup.next_avail,
-            seen_avail: setup.next_avail,
+            next_avail,
+            seen_avail: next_avail,
             next_used,
             published: next_used,
-            in_flight: vec![false; usize::from(setup.size)],
+            in_flight,
+            replay: heads.into(),
+            inflight,
         })
     }
 
@@ -171,6 +196,12 @@ impl Vring {
     #[must_use]
     pub fn has_indirect(&self) -> bool {
         self.indirect
+    }
+
+    /// Whether the ring goes on where somebody else has left it, who may have died before the driver was called.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.next_used != 0 || self.next_avail != 0
     }
 
     /// The index of the next available entry: what GET_VRING_BASE answers.
@@ -198,6 +229,9 @@ impl Vring {
     #[inline]
     pub fn take_head(&mut self) -> Result<Option<u16>, RingFault> {
         if self.next_avail == self.seen_avail {
+            if let Some(head) = self.replay.pop_front() {
+                return Ok(Some(head));
+            }
             // Acquire: the entries, and what they lead to, were written before the index.
             let idx = self.avail.load_u16(AVAIL_IDX, Ordering::Acquire);
             if idx.wrapping_sub(self.next_avail) > self.size {
@@ -215,6 +249,9 @@ impl Vring {
             Some(true) => Err(RingFault::HeadInFlight { head }),
             Some(in_flight) => {
                 *in_flight = true;
+                if let Some(inflight) = &mut self.inflight {
+                    inflight.take(head);
+                }
                 self.next_avail = self.next_avail.wrapping_add(1);
                 Ok(Some(head))
             }
@@ -233,6 +270,9 @@ impl Vring {
         let element = u64::from(head) | u64::from(len) << 32;
         self.used.write(USED_RING + 8 * self.position(self.next_used), element.to_le());
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put(head);
+        }
     }
 
     /// Whether the driver has used elements to be shown.
@@ -250,6 +290,9 @@ impl Vring {
         let before = std::mem::replace(&mut self.published, self.next_used);
         // Release: the elements and the status bytes come first.
         self.used.store_u16(USED_IDX, self.next_used, Ordering::Release);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.publish(self.next_used);
+        }
         // The index has to be visible before the driver's wish is read, or a wish made in between is lost.
         fence(Ordering::SeqCst);
         if !self.event_idx {
@@ -264,7 +307,8 @@ impl Vring {
     /// How many heads the driver has made available that were not taken, if it is honest: it may say anything.
     #[must_use]
     pub fn available(&self) -> usize {
-        usize::from(self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed).wrapping_sub(self.next_avail))
+        let new = self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed).wrapping_sub(self.next_avail);
+        usize::from(new) + self.replay.len()
     }
 
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available

@@ -30,6 +30,7 @@
 mod fileless;
 mod identity;
 mod lifetime;
+mod lock;
 mod open;
 mod topology;
 
@@ -43,6 +44,7 @@ use std::time::Duration;
 use sluice_mem::anon::AnonMem;
 
 pub use self::identity::serial_of;
+pub use self::lock::{ImageLock, LockError, LockGuard, Locking};
 pub use self::open::DiskError;
 use crate::engine::null::NullEngine;
 use crate::engine::ram::RamEngine;
@@ -223,6 +225,8 @@ pub struct DiskOptions {
     pub discard_granularity: Option<u32>,
     /// Where the guest's discards shall begin: at multiples of this, in bytes. `None`: the granularity.
     pub discard_alignment: Option<u32>,
+    /// Whom the file is shared with. `None`: a disk that can be written with nobody, another one with other readers.
+    pub locking: Option<Locking>,
     /// What becomes of writes for which there is no space.
     pub on_enospc: OnEnospc,
     /// How long the disk may take for a request before that fails. `None`: as long as it takes. With it, all data is
@@ -250,6 +254,7 @@ impl DiskOptions {
             write_zeroes: true,
             discard_granularity: None,
             discard_alignment: None,
+            locking: None,
             on_enospc: OnEnospc::default(),
             io_timeout: None,
         }
@@ -311,6 +316,7 @@ pub struct Disk {
     lifetime: Option<[u8; 6]>,
     /// Which parts of the disk its queues write to, where that matters.
     overlaps: Arc<Overlaps>,
+    lock: Arc<ImageLock>,
     on_enospc: OnEnospc,
     io_timeout: Option<IoTimeout>,
 }
@@ -329,6 +335,9 @@ impl Disk {
     /// # Errors
     /// [`DiskError`], which names the path and what to do.
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
+        if options.read_only && options.locking == Some(Locking::Exclusive) {
+            return Err(DiskError::ExclusiveReader);
+        }
         if options.io_timeout.is_some() && options.engine == EngineKind::Sync {
             return Err(DiskError::TimeoutOfSync);
         }
@@ -339,6 +348,12 @@ impl Disk {
         disk.on_enospc = options.on_enospc;
         disk.io_timeout = options.io_timeout.map(|after| IoTimeout { after, fence: Arc::default() });
         disk.limits.detached = disk.io_timeout.is_some();
+        let default = if options.read_only { Locking::Shared } else { Locking::Exclusive };
+        let backing = match &disk.storage {
+            Storage::File(backing) => Some(Arc::clone(backing)),
+            Storage::Ram(_) | Storage::Null => None,
+        };
+        disk.lock = ImageLock::new(backing, options.locking.unwrap_or(default));
         Ok(disk)
     }
 
@@ -414,6 +429,12 @@ impl Disk {
     #[must_use]
     pub fn overlaps(&self) -> &Arc<Overlaps> {
         &self.overlaps
+    }
+
+    /// The lock that whoever serves the disk has to have.
+    #[must_use]
+    pub fn lock(&self) -> &Arc<ImageLock> {
+        &self.lock
     }
 
     /// What becomes of writes for which there is no space.

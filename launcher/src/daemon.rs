@@ -163,6 +163,7 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
         write_zeroes: options.write_zeroes.unwrap_or(true),
         discard_granularity: options.discard_granularity,
         discard_alignment: options.discard_alignment,
+        locking: options.lock,
         on_enospc: options.on_enospc.unwrap_or_default(),
         io_timeout: options.io_timeout,
         ..DiskOptions::on(planned.medium.clone())

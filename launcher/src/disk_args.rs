@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sluice_backend::device::{Device, ID_BYTES};
-use sluice_blk::disk::{Cache, Discard};
+use sluice_blk::disk::{Cache, Discard, Locking};
 use sluice_blk::queue::OnEnospc;
 
 mod engine;
@@ -111,6 +111,14 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "on|off", value_parser = parse_switch, help_heading = "Disk")]
     pub(crate) write_zeroes: Option<bool>,
 
+    /// Whom the file is shared with: exclusive (nobody), shared (others who say so too) or off (not looked at) [default:
+    /// exclusive, read-only: shared]
+    ///
+    /// A lock that QEMU and its tools respect, held while a guest uses the disk. After a crash it is not to be had before the
+    /// last write of the dead process has landed.
+    #[arg(long, value_name = "LOCK", value_parser = parse_lock, help_heading = "Disk")]
+    pub(crate) lock: Option<Locking>,
+
     /// What becomes of a write for which the disk has no space, in QEMU's words: report (an error) or stop (it waits)
     /// [default: report]
     ///
@@ -170,6 +178,7 @@ impl DiskArgs {
             discard_granularity,
             discard_alignment,
             write_zeroes,
+            lock,
             on_enospc,
             io_timeout,
             memory_budget,
@@ -188,6 +197,7 @@ impl DiskArgs {
             ("discard-granularity", discard_granularity.map(|size| size.to_string())),
             ("discard-alignment", discard_alignment.map(|size| size.to_string())),
             ("write-zeroes", write_zeroes.map(|on| if on { "on" } else { "off" }.to_owned())),
+            ("lock", lock.map(|lock| lock.to_string())),
             ("on-enospc", on_enospc.map(|policy| policy.to_string())),
             ("io-timeout", io_timeout.map(|time| time.as_secs_f64().to_string())),
             ("memory-budget", memory_budget.map(|size| size.to_string())),
@@ -257,6 +267,10 @@ fn parse_cache(text: &str) -> Result<Cache, String> {
 
 fn parse_discard(text: &str) -> Result<Discard, String> {
     text.parse().map_err(|_| format!("must be one of {}", words(&Discard::ALL).join(", ")))
+}
+
+fn parse_lock(text: &str) -> Result<Locking, String> {
+    text.parse().map_err(|_| format!("must be one of {}", words(&Locking::ALL).join(", ")))
 }
 
 fn parse_on_enospc(text: &str) -> Result<OnEnospc, String> {

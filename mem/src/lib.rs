@@ -21,6 +21,8 @@
 pub mod anon;
 pub mod bounce;
 pub mod budget;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod gfp;
 pub mod guest;
 pub mod kzalloc;

@@ -63,6 +63,8 @@ impl GuestSlice {
     /// # Panics
     /// When the value does not lie in the range.
     pub fn write<T: ByteValued>(&self, offset: usize, value: T) {
+        #[cfg(feature = "crash-points")]
+        crate::crash::point();
         let target = self.at(offset, size_of::<T>());
         let source = std::ptr::from_ref(&value).cast::<u8>();
         // SAFETY: `at` checked that the target has `size_of::<T>()` bytes of mapped memory; `value` is as long.
@@ -83,6 +85,8 @@ impl GuestSlice {
     /// # Panics
     /// When it does not lie in the range or is not aligned.
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        #[cfg(feature = "crash-points")]
+        crate::crash::point();
         self.atomic(offset).store(value.to_le(), order);
     }
 

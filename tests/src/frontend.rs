@@ -4,6 +4,7 @@
 //! that refuses to send goes out as raw bytes on the same socket ([`Session::raw`]). Every message of a session asks
 //! for an acknowledgement once REPLY_ACK is negotiated, so that a test knows what the back-end made of it.
 
+use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
@@ -57,6 +58,14 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
+/// Memory in which back-ends keep what is in flight.
+pub struct Inflight {
+    /// What the back-end has said of it.
+    pub info: VhostUserInflight,
+    /// Where it is.
+    pub file: File,
+}
+
 impl Session {
     /// Connects, and waits a while for a back-end that is only just starting. Sends nothing.
     ///
@@ -89,6 +98,7 @@ impl Session {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE;
         self.protocol = self.frontend.get_protocol_features()? & usable;
         self.frontend.set_protocol_features(self.protocol)?;
@@ -160,6 +170,23 @@ impl Session {
         }
         self.frontend.set_vring_kick(index, &ring.kick)?;
         self.enable_ring(index, true)
+    }
+
+    /// Asks for memory in which the back-end keeps what is in flight.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn make_inflight(&mut self, rings: u16, size: u16) -> Result<Inflight, Error> {
+        let (info, file) = self.frontend.get_inflight_fd(&VhostUserInflight::new(0, 0, rings, size))?;
+        Ok(Inflight { info, file })
+    }
+
+    /// Gives it back, to this back-end or to another one.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn set_inflight(&mut self, inflight: &Inflight) -> Result<(), Error> {
+        self.frontend.set_inflight_fd(&inflight.info, inflight.file.as_raw_fd())
     }
 
     /// Enables or disables a ring.

@@ -25,4 +25,5 @@ pub mod rng;
 pub mod shape;
 pub mod signal;
 pub mod subject;
+pub mod throttle;
 pub mod vm;

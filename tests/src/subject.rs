@@ -293,6 +293,14 @@ trait Backend {
 
     /// Asks a process to end, and does not wait for that.
     fn ask_to_end(&mut self);
+
+    /// Ends a process at once.
+    fn kill(&mut self);
+
+    /// The process that the device is, if it is one of its own.
+    fn pid(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// A device that serves a disk on a socket, until dropped.
@@ -307,6 +315,16 @@ impl Served {
     /// Asks its process to end, as a service manager does. That it does is checked at the end.
     pub fn ask_to_end(&self) {
         self.backend.borrow_mut().ask_to_end();
+    }
+
+    /// The process that the device is, if it is one of its own.
+    pub fn pid(&self) -> Option<u32> {
+        self.backend.borrow().pid()
+    }
+
+    /// Ends its process at once, as an unlucky one ends.
+    pub fn kill(&self) {
+        self.backend.borrow_mut().kill();
     }
 
     /// Where it listens.

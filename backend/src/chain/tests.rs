@@ -77,7 +77,7 @@ impl Bench {
         };
         let pin = ram.pin();
         Self {
-            vring: Vring::start(&setup, &pin).expect("a good ring"),
+            vring: Vring::start(&setup, &pin, None).expect("a good ring"),
             parser: ChainParser::new(made.size),
             queue: RequestQueue::new(config, engine).expect("address space"),
             ram,

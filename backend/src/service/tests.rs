@@ -16,12 +16,15 @@ fn start(size: u16) -> (Service, Driver, TestDisk) {
     let driver = Driver::new(&ram, RAM.start, size);
     let [desc, avail, used] = driver.parts();
     let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
+    let device = disk.device(1);
     let setup = ServiceSetup {
         name: "test".to_owned(),
         index: 0,
         ring: RingSetup { size, desc, avail, used, next_avail: 0, event_idx: false, indirect: true },
+        inflight: None,
         memory: Arc::clone(ram.memory()),
-        device: disk.device(1),
+        lock: device.disk().lock().acquire(|| ()).expect("nobody has it"),
+        device,
         kick: share(&driver.kick),
         call: Some(share(&driver.call)),
         err: Some(share(&driver.err)),

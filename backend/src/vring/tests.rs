@@ -37,7 +37,7 @@ impl Model {
         let ram = GuestRam::new(&[RAM]);
         ram.write(AVAIL + 2, &base_avail.to_le_bytes());
         ram.write(USED + 2, &base_used.to_le_bytes());
-        let vring = Vring::start(&setup(size, event_idx, base_avail), &ram.pin()).expect("a good ring");
+        let vring = Vring::start(&setup(size, event_idx, base_avail), &ram.pin(), None).expect("a good ring");
         let none = (Vec::new(), Vec::new(), Vec::new());
         let (available, in_flight, used) = none;
         let model = Self {
@@ -220,7 +220,7 @@ fn lying_ring(next_avail: u16, idx: u16, heads: &[u16]) -> Vring {
     ram.write(AVAIL + 2, &idx.to_le_bytes());
     let heads: Vec<u8> = heads.iter().flat_map(|head| head.to_le_bytes()).collect();
     ram.write(AVAIL + 4, &heads);
-    Vring::start(&setup(8, true, next_avail), &ram.pin()).expect("a good ring")
+    Vring::start(&setup(8, true, next_avail), &ram.pin(), None).expect("a good ring")
 }
 
 #[test]

@@ -7,7 +7,7 @@ use sluice_mem::PAGE_SIZE;
 use sluice_mem::anon::AnonMem;
 
 use super::open::choose_discards;
-use super::{Cache, Disk, DiskError, DiskOptions, Medium, Storage, serial_of};
+use super::{Cache, Disk, DiskError, DiskOptions, ImageLock, Locking, Medium, Storage, serial_of};
 use crate::limits::QueueLimits;
 use crate::sector::{SECTOR_SIZE, Sector};
 
@@ -40,6 +40,7 @@ pub(super) fn make(options: &DiskOptions, bytes: u64) -> Result<Disk, DiskError>
         secure_erase: false,
         lifetime: None,
         overlaps: Arc::default(),
+        lock: ImageLock::new(None, Locking::Off),
         on_enospc: options.on_enospc,
         io_timeout: None,
     })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::topology::{self, DioAlign, Topology};
-use super::{Backing, Cache, Disk, DiskOptions, Storage, identity, lifetime};
+use super::{Backing, Cache, Disk, DiskOptions, ImageLock, Locking, Storage, identity, lifetime};
 use crate::engine::sync::secure_erase;
 use crate::limits::QueueLimits;
 use crate::sector::{SECTOR_SIZE, Sector};
@@ -107,6 +107,9 @@ pub enum DiskError {
         /// What it must be a multiple of.
         block: u64,
     },
+    /// The kernel gives a lock against all others only to those who may write.
+    #[error("a read-only disk cannot be locked for itself: use lock=shared or lock=off, or leave it out")]
+    ExclusiveReader,
     /// A thread that waits for the disk cannot look at the time.
     #[error(
         "a timeout for I/O needs engine=uring: with engine=sync a thread waits for the disk and cannot stop waiting"
@@ -168,6 +171,7 @@ pub(super) fn open(options: &DiskOptions, path: &Path) -> Result<Disk, DiskError
         write_zeroes: options.write_zeroes,
         lifetime: sysfs.and_then(|device| lifetime::lifetime(&device)),
         overlaps: Arc::default(),
+        lock: ImageLock::new(None, Locking::Off),
         on_enospc: options.on_enospc,
         io_timeout: None,
     })

@@ -84,7 +84,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
             "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
-             discard-alignment, write-zeroes, on-enospc, io-timeout, memory-budget, engine, size",
+             discard-alignment, write-zeroes, lock, on-enospc, io-timeout, memory-budget, engine, size",
             "d.toml:12: disk #2: io-timeout = \"30\": must be a number of seconds, without quotes",
             "d.toml:13: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
         ]

@@ -3,9 +3,9 @@
 //! The parsers are those of the command line, so that a value means the same wherever it stands.
 
 use super::{
-    DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_io_timeout, parse_logical_block_size,
-    parse_num_queues, parse_on_enospc, parse_path, parse_queue_size, parse_serial, parse_size, parse_size32,
-    parse_size64, parse_switch,
+    DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_io_timeout, parse_lock,
+    parse_logical_block_size, parse_num_queues, parse_on_enospc, parse_path, parse_queue_size, parse_serial,
+    parse_size, parse_size32, parse_size64, parse_switch,
 };
 
 /// What a configuration file writes as the value of an option.
@@ -28,7 +28,7 @@ pub(crate) struct Key {
 }
 
 /// All options of a disk, in the order of the help.
-pub(crate) const KEYS: [Key; 18] = [
+pub(crate) const KEYS: [Key; 19] = [
     Key::new("socket-path", ValueKind::Text, |spec, text| {
         store(&mut spec.socket.socket_path, parse_path(text))
     }),
@@ -59,6 +59,7 @@ pub(crate) const KEYS: [Key; 18] = [
     Key::new("write-zeroes", ValueKind::Switch, |spec, text| {
         store(&mut spec.disk.write_zeroes, parse_switch(text))
     }),
+    Key::new("lock", ValueKind::Text, |spec, text| store(&mut spec.disk.lock, parse_lock(text))),
     Key::new("on-enospc", ValueKind::Text, |spec, text| {
         store(&mut spec.disk.on_enospc, parse_on_enospc(text))
     }),

@@ -26,6 +26,7 @@ fn every_option() -> DiskSpec {
             discard_granularity: Some(32768),
             discard_alignment: Some(8192),
             write_zeroes: Some(false),
+            lock: Some(Locking::Shared),
             on_enospc: Some(OnEnospc::Stop),
             io_timeout: Some(Duration::from_millis(2500)),
             memory_budget: Some(64 << 20),
@@ -58,6 +59,7 @@ fn every_option_is_read_alike_with_an_equals_sign_with_a_space_and_in_a_disk_opt
         "--discard-granularity=32K",
         "--discard-alignment=8192",
         "--write-zeroes=off",
+        "--lock=shared",
         "--on-enospc=stop",
         "--io-timeout=2.5",
         "--memory-budget=64M",
@@ -108,7 +110,7 @@ fn a_comma_that_was_not_doubled_is_explained() {
 #[test]
 fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
     let text = "socket-path=,fd=x,read-only=maybe,cache=fast,num-queues=0,queue-size=3,\
-                serial=123456789012345678901,logical-block-size=1024,engine=aio,on-enospc=ignore,io-timeout=0,sizes=x,size=0,colour=x,blk-file,num-queues=2,";
+                serial=123456789012345678901,logical-block-size=1024,engine=aio,lock=on,on-enospc=ignore,io-timeout=0,sizes=x,size=0,colour=x,blk-file,num-queues=2,";
     let expected = [
         "socket-path=: must be a path, and is empty",
         "fd=x: must be the number of an inherited descriptor, such as 3",
@@ -119,13 +121,14 @@ fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
         "serial=123456789012345678901: is 21 bytes long, at most 20 are possible",
         "logical-block-size=1024: must be 512 or 4096",
         "engine=aio: must be one of uring, sync, ram, null",
+        "lock=on: must be one of exclusive, shared, off",
         "on-enospc=ignore: must be one of report, stop",
         "io-timeout=0: must be a number of seconds from 0.1 to 3600",
         "sizes=x: there is no such option; did you mean size?",
         "size=0: must be a size such as 4096, 64K, 16M or 1G",
         "colour=x: there is no such option; a disk has socket-path, fd, blk-file, read-only, cache, num-queues, \
          queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, write-zeroes, \
-         on-enospc, io-timeout, memory-budget, engine, size",
+         lock, on-enospc, io-timeout, memory-budget, engine, size",
         "blk-file: has no value: write blk-file=VALUE",
         "num-queues=2: is given twice",
         "a setting is empty: there is a comma too many",

@@ -110,6 +110,10 @@ impl Backend for Daemon {
         panic!("a device in this process ends when it is dropped");
     }
 
+    fn kill(&mut self) {
+        panic!("a device in this process cannot be killed");
+    }
+
     fn fault(&mut self) -> Option<String> {
         let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
         ended.then(|| "the thread of the device has ended".to_owned())

@@ -207,6 +207,15 @@ impl Backend for Process {
         Process::fault(self)
     }
 
+    fn pid(&self) -> Option<u32> {
+        Some(self.child.id())
+    }
+
+    fn kill(&mut self) {
+        self.judged = false;
+        self.child.kill().expect("the process is there");
+    }
+
     fn ask_to_end(&mut self) {
         self.ask().expect("the process is there");
     }

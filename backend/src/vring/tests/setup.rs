@@ -17,7 +17,7 @@ fn only_powers_of_two_up_to_the_largest_are_sizes() {
 fn start_at(regions: &[std::ops::Range<u64>], change: impl FnOnce(&mut RingSetup)) -> Result<(), SetupError> {
     let mut setup = setup(16, true, 0);
     change(&mut setup);
-    Vring::start(&setup, &GuestRam::new(regions).pin()).map(|_| ())
+    Vring::start(&setup, &GuestRam::new(regions).pin(), None).map(|_| ())
 }
 
 #[test]
