@@ -9,10 +9,9 @@ pub(crate) mod process;
 pub(crate) use self::process::QEMU;
 pub use self::process::sluice_path;
 
-use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use crate::disk::Disk;
 
@@ -153,15 +152,15 @@ impl Subject {
     /// # Errors
     /// What the subject says of a disk that it refuses.
     pub fn try_serve(self, disk: &Disk) -> Result<Served, String> {
-        let dir = Rc::new(tempfile::tempdir().expect("a directory for a socket can be made"));
+        let dir = Arc::new(tempfile::tempdir().expect("a directory for a socket can be made"));
         let socket = dir.path().join("socket");
-        let backend: Rc<RefCell<dyn Backend>> = match self {
+        let backend: Arc<Mutex<dyn Backend + Send>> = match self {
             Subject::Sluice { engine, cache } => {
-                Rc::new(RefCell::new(process::try_sluice(engine, cache, disk, &socket)?))
+                Arc::new(Mutex::new(process::try_sluice(engine, cache, disk, &socket)?))
             }
-            Subject::Adapter => Rc::new(RefCell::new(in_process::Daemon::adapter(disk, &socket)?)),
-            Subject::Reference => Rc::new(RefCell::new(in_process::Daemon::reference(disk, &socket))),
-            Subject::Qemu => Rc::new(RefCell::new(process::qemu(disk, &socket))),
+            Subject::Adapter => Arc::new(Mutex::new(in_process::Daemon::adapter(disk, &socket)?)),
+            Subject::Reference => Arc::new(Mutex::new(in_process::Daemon::reference(disk, &socket))),
+            Subject::Qemu => Arc::new(Mutex::new(process::qemu(disk, &socket))),
         };
         Ok(Served { backend, socket, _dir: dir })
     }
@@ -171,13 +170,25 @@ impl Subject {
     /// # Panics
     /// If the subject lacks [`Ability::SeveralDisks`].
     pub fn serve_two(self, disks: [&Disk; 2]) -> [Served; 2] {
+        self.serve_two_with(disks, None)
+    }
+
+    /// The same on one thread: what holds it up holds up both.
+    ///
+    /// # Panics
+    /// If the subject lacks [`Ability::SeveralDisks`].
+    pub fn serve_two_on_one_thread(self, disks: [&Disk; 2]) -> [Served; 2] {
+        self.serve_two_with(disks, Some(1))
+    }
+
+    fn serve_two_with(self, disks: [&Disk; 2], workers: Option<usize>) -> [Served; 2] {
         let Subject::Sluice { engine, cache } = self else { panic!("{self} serves one disk") };
-        let dir = Rc::new(tempfile::tempdir().expect("a directory for sockets can be made"));
+        let dir = Arc::new(tempfile::tempdir().expect("a directory for sockets can be made"));
         let sockets = ["one", "two"].map(|name| dir.path().join(name));
         let pairs = [(disks[0], sockets[0].as_path()), (disks[1], sockets[1].as_path())];
-        let backend: Rc<RefCell<dyn Backend>> =
-            Rc::new(RefCell::new(process::sluice_serving(engine, cache, &pairs)));
-        sockets.map(|socket| Served { backend: Rc::clone(&backend), socket, _dir: Rc::clone(&dir) })
+        let backend: Arc<Mutex<dyn Backend + Send>> =
+            Arc::new(Mutex::new(process::sluice_serving(engine, cache, &pairs, workers)));
+        sockets.map(|socket| Served { backend: Arc::clone(&backend), socket, _dir: Arc::clone(&dir) })
     }
 
     /// Whether the subject can be tested on this machine. Only a peer may be missing, never the product.
@@ -306,25 +317,25 @@ trait Backend {
 /// A device that serves a disk on a socket, until dropped.
 pub struct Served {
     /// One for all disks of a process.
-    backend: Rc<RefCell<dyn Backend>>,
+    backend: Arc<Mutex<dyn Backend + Send>>,
     socket: PathBuf,
-    _dir: Rc<tempfile::TempDir>,
+    _dir: Arc<tempfile::TempDir>,
 }
 
 impl Served {
     /// Asks its process to end, as a service manager does. That it does is checked at the end.
     pub fn ask_to_end(&self) {
-        self.backend.borrow_mut().ask_to_end();
+        self.backend.lock().expect("no test panics with it").ask_to_end();
     }
 
     /// The process that the device is, if it is one of its own.
     pub fn pid(&self) -> Option<u32> {
-        self.backend.borrow().pid()
+        self.backend.lock().expect("no test panics with it").pid()
     }
 
     /// Ends its process at once, as an unlucky one ends.
     pub fn kill(&self) {
-        self.backend.borrow_mut().kill();
+        self.backend.lock().expect("no test panics with it").kill();
     }
 
     /// Where it listens.
@@ -334,7 +345,7 @@ impl Served {
 
     /// Why it is not running any more, if it is not.
     pub fn fault(&mut self) -> Option<String> {
-        self.backend.borrow_mut().fault()
+        self.backend.lock().expect("no test panics with it").fault()
     }
 }
 

@@ -54,7 +54,7 @@ fn launch(guest: &mut Guest, request: &Request) {
 /// A guest on each of two disks of one process.
 fn two(specs: [&DiskSpec; 2]) -> [Guest; 2] {
     let [first, second] = specs.map(Disk::new);
-    let [of_first, of_second] = URING.serve_two([&first, &second]);
+    let [of_first, of_second] = URING.serve_two_on_one_thread([&first, &second]);
     [(first, of_first), (second, of_second)]
         .map(|(disk, served)| Guest::connect(URING, disk, served, &Drive::default(), GuestMemory::new()))
 }

@@ -41,11 +41,15 @@ pub(super) fn try_sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path
     Process::try_start(command, disk, socket)
 }
 
-/// Starts one sluice binary on several disks, each with its socket. The log is that of the first disk.
-pub(crate) fn sluice_serving(engine: Engine, cache: &str, disks: &[(&Disk, &Path)]) -> Process {
+/// Starts one sluice binary on several disks, each with its socket, and with so many threads for them. The log is that of the first disk.
+pub(crate) fn sluice_serving(
+    engine: Engine,
+    cache: &str,
+    disks: &[(&Disk, &Path)],
+    workers: Option<usize>,
+) -> Process {
     let mut command = Command::new(sluice_path());
-    // One thread for all of them: what holds it up holds up all.
-    command.args(["serve", "--workers=1"]);
+    command.arg("serve").args(workers.map(|count| format!("--workers={count}")));
     for (disk, socket) in disks {
         let settings: Vec<_> = options(engine, cache, disk, socket)
             .map(|(name, value)| format!("{name}={}", value.replace(',', ",,")))

@@ -27,7 +27,7 @@ impl Daemon {
             [disk] => process::sluice(engine, cache, disk, &sockets[0]),
             _ => {
                 let pairs: Vec<_> = disks.iter().copied().zip(sockets.iter().map(PathBuf::as_path)).collect();
-                process::sluice_serving(engine, cache, &pairs)
+                process::sluice_serving(engine, cache, &pairs, None)
             }
         };
         Daemon { process, sockets, _dir: dir }
