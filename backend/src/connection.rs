@@ -14,7 +14,7 @@ use sluice_mem::sigbus::Alarm;
 use vhost::vhost_user::message::{FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::inbox::{Header, Look, answer_no_config, look, peek_numbers, refuse};
+use crate::inbox::{Header, Look, answer_no_config, answer_no_inflight, look, peek_numbers, refuse};
 use crate::ratelimit::Ratelimit;
 use crate::session::Session;
 
@@ -133,6 +133,10 @@ impl<'a> Connection<'a> {
         if let Some((offset, flags)) = self.config_that_cannot_be(header)? {
             return Ok(answer_no_config(&self.stream, header, offset, flags)?);
         }
+        if self.asks_for_inflight_that_cannot_be(header)? {
+            self.refused(format_args!("GET_INFLIGHT_FD for queues that the device does not have"));
+            return Ok(answer_no_inflight(&self.stream, header)?);
+        }
         match self.handler.handle_request() {
             Ok(()) => Ok(()),
             Err(Error::ReqHandlerError(error)) if self.is_acknowledged(header) => {
@@ -153,6 +157,19 @@ impl<'a> Connection<'a> {
         let Some([offset, size, flags]) = peek_numbers(&self.stream)? else { return Ok(None) };
         let can_be = size > 0 && offset.checked_add(size).is_some_and(|end| end <= VHOST_USER_CONFIG_SIZE);
         Ok((!can_be).then_some((offset, flags)))
+    }
+
+    /// Whether it is a GET_INFLIGHT_FD for queues that there are not. It has no answer that says no but one of no bytes, and the
+    /// crate would have to end the connection.
+    fn asks_for_inflight_that_cannot_be(&self, header: Header) -> io::Result<bool> {
+        if header.request() != Some(FrontendReq::GET_INFLIGHT_FD) {
+            return Ok(false);
+        }
+        // Size and offset, 64 bits each, say nothing yet; then there are two numbers of 16 bits.
+        let Some([_, _, _, _, queues]) = peek_numbers(&self.stream)? else { return Ok(false) };
+        let [a, b, c, d] = queues.to_ne_bytes();
+        let (num_queues, queue_size) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+        Ok(!self.session().can_track(num_queues, queue_size))
     }
 
     fn refused(&self, what: fmt::Arguments<'_>) {

@@ -150,6 +150,12 @@ pub(crate) fn answer_no_config(
     answer(stream, header, &[offset, 0, flags].map(u32::to_ne_bytes).concat())
 }
 
+/// Takes a GET_INFLIGHT_FD and says that there is no such memory: of 0 bytes, without an fd.
+pub(crate) fn answer_no_inflight(stream: &UnixStream, header: Header) -> io::Result<()> {
+    take(stream, header)?;
+    answer(stream, header, &[0; 24])
+}
+
 fn take(mut stream: &UnixStream, header: Header) -> io::Result<()> {
     let mut message = [0; Header::BYTES + MAX_MSG_SIZE];
     let len = usize::try_from(header.bytes()).map_err(io::Error::other)?;

@@ -136,6 +136,12 @@ impl Session {
         self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
 
+    /// Whether the device has so many queues, of such a size, that what they have in flight could be kept.
+    #[must_use]
+    pub fn can_track(&self, num_queues: u16, queue_size: u16) -> bool {
+        InflightInfo { size: 0, offset: 0, num_queues, queue_size }.check(&self.device).is_ok()
+    }
+
     fn set_regions(&mut self, regions: Vec<Region>) -> std::result::Result<(), SessionError> {
         if regions.len() > Self::REGIONS_MAX {
             return Err(SessionError::TooManyRegions { count: regions.len() });

@@ -182,10 +182,18 @@ impl Guest {
     /// # Panics
     /// If the device refuses.
     pub fn resume_ring(&mut self, base: u16) {
-        let session = self.session.as_mut().expect("a guest is connected");
-        let started = session.start_ring(0, &self.lanes[0].ring, base, self.drive.calls);
+        let started = self.try_resume_ring(base);
         self.need(started, "the start of a ring");
         self.ring().kick();
+    }
+
+    /// Starts ring 0 at an index, without a kick.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn try_resume_ring(&mut self, base: u16) -> Result<(), Error> {
+        let session = self.session.as_mut().expect("a guest is connected");
+        session.start_ring(0, &self.lanes[0].ring, base, self.drive.calls)
     }
 
     /// Stops ring 0, whatever state it is in, and starts it afresh at index 0, as a driver does that was reset.

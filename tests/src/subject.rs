@@ -119,6 +119,8 @@ pub enum Ability {
     OddSizes,
     /// Serves several disks in one process.
     SeveralDisks,
+    /// Keeps what is in flight in memory of the front-end: INFLIGHT_SHMFD.
+    Inflight,
     /// Lives on when memory of the guest is taken away, and closes the connection.
     SurvivesLostMemory,
 }
@@ -226,6 +228,7 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
         Ability::LargerRings => Some("vhost-user-backend refuses it"),
         Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
         Ability::SeveralDisks => Some("a daemon of vhost-user-backend serves one device"),
+        Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("vhost-user-backend looks at rings that are gone, too"),
         _ => None,
     }
@@ -248,6 +251,7 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         Ability::DiscardOptions => Some("it has no options"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
         Ability::SeveralDisks => Some("one is enough for an oracle"),
+        Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
         _ => None,
     }
@@ -292,6 +296,7 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::DiscardOptions => Some("it calls them by other names"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
         Ability::SeveralDisks => Some("it does, but isolation is the product's promise"),
+        Ability::Inflight => Some("it checks nothing of what it is given back"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
         _ => None,
     }
