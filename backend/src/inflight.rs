@@ -100,7 +100,8 @@ pub struct InflightInfo {
 pub struct InflightMem {
     memory: Arc<GuestMem>,
     num_queues: u16,
-    queue_size: u16,
+    /// How many bytes each queue has.
+    stride: u64,
 }
 
 /// Where one queue's region is.
@@ -108,7 +109,7 @@ pub struct InflightMem {
 pub struct InflightSetup {
     memory: Arc<GuestMem>,
     at: u64,
-    queue_size: u16,
+    stride: u64,
 }
 
 /// How many bytes a queue's region has: whole lines of a CPU's cache, so that queues do not share one.
@@ -131,10 +132,16 @@ impl InflightInfo {
     fn need(&self) -> u64 {
         stride(self.queue_size) * u64::from(self.num_queues)
     }
+
+    /// How many bytes each queue has of what there is: whole lines of a cache, and no more than the longest ring needs.
+    fn stride(&self) -> u64 {
+        ((self.size / u64::from(self.num_queues)) & !63).min(stride(Device::QUEUE_SIZE_MAX))
+    }
 }
 
 impl InflightMem {
-    /// New memory, of zeroes, for what `info` asks; and where it is. It lives as long as somebody has the file.
+    /// New memory, of zeroes, for what `info` asks; and where it is. It lives as long as somebody has the file. It is as large
+    /// as the longest rings need: over virtio-mmio QEMU has rings of 1024, whatever it says.
     ///
     /// # Errors
     /// [`InflightError`] when the device has fewer queues, or the host no memory.
@@ -142,7 +149,7 @@ impl InflightMem {
         info.check(device)?;
         let flags = MemfdFlags::CLOEXEC;
         let file = File::from(memfd_create("inflight", flags).map_err(|e| InflightError::Host(e.into()))?);
-        let size = info.need();
+        let size = stride(Device::QUEUE_SIZE_MAX) * u64::from(info.num_queues);
         file.set_len(size).map_err(InflightError::Host)?;
         Ok((InflightInfo { size, offset: 0, ..info }, file))
     }
@@ -164,9 +171,11 @@ impl InflightMem {
             return Err(InflightError::TooSmall { size, num_queues, queue_size, need });
         }
         // The regions of a device are less than 5 MiB, whatever the front-end says.
-        let region = RegionInfo { guest_addr: 0, size: need, user_addr: 0, mmap_offset: offset };
+        let stride = info.stride();
+        let size = stride * u64::from(num_queues);
+        let region = RegionInfo { guest_addr: 0, size, user_addr: 0, mmap_offset: offset };
         let memory = GuestMem::new(vec![Region::map_watched(region, file, alarm)?])?;
-        Ok(Self { memory: Arc::new(memory), num_queues, queue_size })
+        Ok(Self { memory: Arc::new(memory), num_queues, stride })
     }
 
     /// The part of a queue, if it has one.
@@ -174,9 +183,17 @@ impl InflightMem {
     pub fn queue(&self, index: u16) -> Option<InflightSetup> {
         (index < self.num_queues).then(|| InflightSetup {
             memory: Arc::clone(&self.memory),
-            at: stride(self.queue_size) * u64::from(index),
-            queue_size: self.queue_size,
+            at: self.stride * u64::from(index),
+            stride: self.stride,
         })
+    }
+}
+
+impl InflightSetup {
+    /// Whether a ring of so many descriptors fits.
+    #[must_use]
+    pub fn fits(&self, size: u16) -> bool {
+        stride(size) <= self.stride
     }
 }
 
@@ -233,13 +250,14 @@ impl Inflight {
     ///
     /// # Errors
     /// [`InflightFault`] when it cannot be; then it was not changed.
+    ///
+    /// # Panics
+    /// When the ring does not [fit](InflightSetup::fits).
     pub fn start(setup: &InflightSetup, size: u16, used_idx: u16) -> Result<(Self, Resumed), InflightFault> {
         let pin = MemPin::new(Arc::clone(&setup.memory));
-        let len = HEADS + HEAD_BYTES * usize::from(setup.queue_size);
+        assert!(setup.fits(size), "a ring of {size} in {} bytes", setup.stride);
+        let len = HEADS + HEAD_BYTES * usize::from(size);
         let slice = pin.slice(setup.at, len).expect("the region of a queue is in the memory");
-        if setup.queue_size < size {
-            return Err(InflightFault::Heads { heads: setup.queue_size, size });
-        }
         let mut inflight = Self { slice, counter: 0, batch: Vec::with_capacity(usize::from(size)), last: 0 };
         let resumed = match inflight.load(VERSION) {
             0 => inflight.make_fresh(size, used_idx),

@@ -16,7 +16,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use crate::call::Call;
 use crate::connection::chain;
 use crate::device::Device;
-use crate::inflight::InflightMem;
+use crate::inflight::{InflightMem, InflightSetup};
 use crate::service::{ServiceSetup, StartError};
 use crate::vring::{RingSetup, SetupError, check_size, parts};
 use crate::workers::{ServedRing, Workers};
@@ -379,12 +379,13 @@ impl Rings {
             self.resolve(ring.size, addrs, ring.base).map_err(|source| RingError::Setup { index, source })?;
         let (kick, call, err) = (Arc::clone(kick), ring.call.clone(), ring.err.clone());
         let start = |source| RingError::Start { index, source };
+        let inflight = self.inflight_of(index, ring.size);
         let lock = self.device.disk().lock().acquire(|| self.meanwhile.turn());
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
             index: index_of(index),
             ring: at,
-            inflight: self.inflight.as_ref().and_then(|inflight| inflight.queue(index_of(index))),
+            inflight,
             memory: Arc::clone(&self.memory),
             device: Arc::clone(&self.device),
             lock: lock.map_err(|error| start(error.into()))?,
@@ -395,6 +396,21 @@ impl Rings {
         let served = self.workers.serve(setup).map_err(start)?;
         self.rings[index as usize].served = Some(served);
         Ok(())
+    }
+
+    /// Where a ring's account of what is in flight is kept, if it fits there.
+    fn inflight_of(&self, index: u32, size: u16) -> Option<InflightSetup> {
+        let setup = self.inflight.as_ref()?.queue(index_of(index))?;
+        if !setup.fits(size) {
+            let line = format_args!(
+                "{} ring {index}: the front-end's inflight memory is too small for {size} descriptors: should this process \
+                 die, requests may be lost",
+                self.name
+            );
+            self.device.faults().log(log::Level::Warn, line);
+            return None;
+        }
+        Some(setup)
     }
 
     /// A ring in guest addresses.

@@ -69,6 +69,7 @@ pub struct Vm {
     words: Vec<String>,
     files: Archive,
     may_reboot: bool,
+    reconnects: bool,
     time_max: Duration,
     qemu: PathBuf,
     images: Images,
@@ -87,6 +88,7 @@ impl Vm {
             words: Vec::new(),
             files: Archive::default(),
             may_reboot: false,
+            reconnects: false,
             // Under a second on an idle machine; a busy one can take a hundred times as long.
             time_max: Duration::from_secs(100),
             qemu: "qemu-system-x86_64".into(),
@@ -165,6 +167,13 @@ impl Vm {
     #[must_use]
     pub fn rebooting(mut self) -> Self {
         self.may_reboot = true;
+        self
+    }
+
+    /// QEMU connects again when a back-end has gone, and tries that often.
+    #[must_use]
+    pub fn reconnecting(mut self) -> Self {
+        self.reconnects = true;
         self
     }
 

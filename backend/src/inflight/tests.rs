@@ -15,6 +15,8 @@ const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const RAM: std::ops::Range<u64> = 0x1000..0x10000;
 const SIZE: u16 = 4;
+/// Where the second queue's region is: each has room for the longest ring.
+const AT: u64 = 16 + 16 * 1024 + 48;
 const INFO: InflightInfo = InflightInfo { size: 0, offset: 0, num_queues: 2, queue_size: SIZE };
 
 /// A guest's ring of four descriptors, and the region of its second queue.
@@ -38,7 +40,7 @@ impl Bench {
     fn reset(&self) {
         self.ram.write(AVAIL, &[0; 64]);
         self.ram.write(USED, &[0; 64]);
-        self.file.write_all_at(&[0; 256], 0).expect("it is as long");
+        self.file.write_all_at(&[0; 128], AT).expect("it is as long");
     }
 
     fn start(&self, next_avail: u16) -> Result<Vring, SetupError> {
@@ -76,12 +78,12 @@ impl Bench {
 
     fn region(&self) -> Vec<u8> {
         let mut bytes = vec![0; 16 + 16 * usize::from(SIZE)];
-        self.file.read_exact_at(&mut bytes, stride(SIZE)).expect("it is as long");
+        self.file.read_exact_at(&mut bytes, AT).expect("it is as long");
         bytes
     }
 
     fn poke(&self, offset: usize, value: u16) {
-        self.file.write_all_at(&value.to_le_bytes(), stride(SIZE) + offset as u64).expect("it is as long");
+        self.file.write_all_at(&value.to_le_bytes(), AT + offset as u64).expect("it is as long");
     }
 }
 
@@ -195,7 +197,7 @@ fn memory_that_a_front_end_gives_back_is_checked() {
     let device = TestDisk::new(8).device(2);
     let alarm = Alarm::new().expect("an fd is free");
     let (info, file) = InflightMem::make(INFO, &device).expect("a good size");
-    assert_eq!((info.size, info.offset), (256, 0));
+    assert_eq!((info.size, info.offset), (2 * AT, 0));
     let open = |info| InflightMem::open(info, file.try_clone().expect("an fd is free"), &device, &alarm);
     assert!(open(info).is_ok());
     let size = |num_queues, queue_size| InflightInfo { num_queues, queue_size, ..info };
@@ -205,8 +207,10 @@ fn memory_that_a_front_end_gives_back_is_checked() {
     }
     let short = InflightInfo { size: 255, ..info };
     assert!(matches!(open(short), Err(InflightError::TooSmall { need: 256, .. })));
-    for lie in [InflightInfo { offset: 4096, ..info }, size(2, 1024), InflightInfo { offset: 1, ..info }] {
-        let lie = InflightInfo { size: u64::MAX, ..lie };
+    let least = open(InflightInfo { size: 256, ..info }).expect("two queues of 4").queue(1).expect("two");
+    assert!(least.fits(4) && !least.fits(8));
+    for offset in [4096, 1] {
+        let lie = InflightInfo { size: u64::MAX, offset, ..info };
         assert!(matches!(open(lie), Err(InflightError::Region(_))), "{lie:?}");
     }
     let more = open(info).expect("a good size");

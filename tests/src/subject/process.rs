@@ -161,6 +161,12 @@ impl Process {
         self.ended.map(|status| format!("the process ended by itself with {status}:\n{}", self.log()))
     }
 
+    /// Ends the process at once, and does not wait for that.
+    pub(crate) fn kill(&mut self) {
+        self.judged = false;
+        self.child.kill().expect("the process is there");
+    }
+
     /// What the process has printed.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -216,8 +222,7 @@ impl Backend for Process {
     }
 
     fn kill(&mut self) {
-        self.judged = false;
-        self.child.kill().expect("the process is there");
+        Process::kill(self);
     }
 
     fn ask_to_end(&mut self) {

@@ -1,6 +1,7 @@
 //! The product as VMs meet it: one process with one or more disks.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -36,6 +37,32 @@ impl Daemon {
     /// Where a disk is served, by its number.
     pub fn socket(&self, number: usize) -> &Path {
         &self.sockets[number]
+    }
+
+    /// Ends it at once, as an unlucky one ends, and waits until it is gone, as a service manager does.
+    pub fn kill(&mut self) {
+        self.process.kill();
+        while self.process.fault().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Serves the first disk again, after it was killed, and waits until a front-end has come back. Returns how long that has
+    /// taken since it listened.
+    ///
+    /// # Panics
+    /// If nobody comes back.
+    pub fn start_again(&mut self, engine: Engine, cache: &str, disk: &Disk) -> Duration {
+        let came = |log: &str| log.matches("a front-end has connected").count();
+        let before = came(&self.process.log());
+        self.process = process::sluice(engine, cache, disk, &self.sockets[0]);
+        let begun = Instant::now();
+        while came(&self.process.log()) == before {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody comes back:\n{}", self.process.log());
+            self.assert_serves();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        begun.elapsed()
     }
 
     /// Requires that it runs, has served a front-end, and had nothing to complain about.

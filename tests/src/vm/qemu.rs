@@ -48,7 +48,7 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     line.option("-serial", format!("file:{}", files.console.display()));
     line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
     for (number, disk) in vm.disks.iter().enumerate() {
-        attach(&mut line, vm.machine, number, disk);
+        attach(&mut line, vm, number, disk);
     }
     match vm.kernel {
         Kernel::Bare => boot_bare(&mut line, vm),
@@ -74,14 +74,27 @@ fn board(line: &mut Line, machine: Machine) {
     });
 }
 
-fn attach(line: &mut Line, machine: Machine, number: usize, disk: &VmDisk) {
-    line.option("-chardev", format!("socket,id=c{number},path={}", disk.socket.display()));
+fn attach(line: &mut Line, vm: &Vm, number: usize, disk: &VmDisk) {
+    let machine = vm.machine;
+    let reconnect = if vm.reconnects { reconnect(&vm.qemu) } else { "" };
+    line.option("-chardev", format!("socket,id=c{number},path={}{reconnect}", disk.socket.display()));
     let device = match machine {
         Machine::Q35 | Machine::Pc => "vhost-user-blk-pci",
         Machine::Microvm => "vhost-user-blk",
     };
     let more = if disk.properties.is_empty() { String::new() } else { format!(",{}", disk.properties) };
     line.option("-device", format!("{device},chardev=c{number},num-queues={}{more}", disk.queues));
+}
+
+/// How QEMU is told to connect again: since 9.2 it counts milliseconds.
+fn reconnect(qemu: &Path) -> &'static str {
+    let version = std::process::Command::new(qemu).arg("--version").output().map(|output| output.stdout);
+    let version = String::from_utf8_lossy(&version.unwrap_or_default()).into_owned();
+    let numbers = version.split_whitespace().find_map(|word| {
+        let mut numbers = word.split('.').map_while(|number| number.parse::<u32>().ok());
+        Some((numbers.next()?, numbers.next()?))
+    });
+    if numbers.is_some_and(|version| version >= (9, 2)) { ",reconnect-ms=20" } else { ",reconnect=1" }
 }
 
 fn boot_bare(line: &mut Line, vm: &Vm) {

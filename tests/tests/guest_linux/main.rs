@@ -8,5 +8,6 @@
 mod border;
 mod disks;
 mod hosts;
+mod kills;
 mod setup;
 mod workloads;
