@@ -28,6 +28,7 @@ use sluice_mem::bounce::Bounce;
 use sluice_mem::mempool::Mempool;
 use sluice_mem::sglist::SgList;
 
+use crate::request::RequestState;
 use crate::sector::DiskRange;
 
 /// The most pieces of memory in one bio (Linux: `BIO_MAX_VECS`, 256 there too).
@@ -96,9 +97,10 @@ pub struct Bio {
     pub range: DiskRange,
     /// The memory that takes part.
     pub sg: SgList,
-    /// What stands in for the memory, of this bio and those after it, while they are a request. Here, and not in the
-    /// request, since a bio stays where it is and a request is moved from hand to hand.
+    /// What stands in for the memory, of this bio and those after it, while they are a request.
     pub(crate) bounce: Option<Bounce>,
+    /// What is to be known of the request that this bio and those after it are.
+    pub(crate) state: RequestState,
     /// The next bio of the chain.
     pub(crate) next: Option<Box<Bio>>,
     /// Which submitted chain it belongs to: an index of the queue's.
@@ -114,6 +116,7 @@ impl Bio {
             range: DiskRange::none(),
             sg: SgList::new(),
             bounce: None,
+            state: RequestState::NONE,
             next: None,
             chain: 0,
             zero_by_writing: false,

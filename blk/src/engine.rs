@@ -33,7 +33,7 @@ pub trait Engine {
     /// # Errors
     /// Hands the request back, unchanged, when the engine is full: it is to be submitted again when the thread has
     /// waited for something to come back.
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>>;
+    fn submit(&mut self, request: Request) -> Result<(), Request>;
 
     /// Appends the requests that have finished to `done`. Never waits.
     fn reap(&mut self, done: &mut Vec<(Request, IoResult)>);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One queue belongs to one thread; nothing in it is shared or locked (but for [`Overlaps`], on disks whose guests write
-//! parts of blocks), and after [`RequestQueue::new`] nothing in it allocates but from its [`Arena`], and a full engine that hands a request back. Everything is
+//! parts of blocks), and after [`RequestQueue::new`] nothing in it allocates but from its [`Arena`]. Everything is
 //! bounded by `depth`, the number of chains that may be submitted at a time.
 //!
 //! ```
@@ -27,7 +27,7 @@
 //! }
 //!
 //! impl Engine for Ram {
-//!     fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+//!     fn submit(&mut self, request: Request) -> Result<(), Request> {
 //!         let start = usize::try_from(request.offset()).unwrap();
 //!         let range = start..start + usize::try_from(request.len()).unwrap();
 //!         let moved = match request.command() {
@@ -380,7 +380,7 @@ impl RequestQueue {
         self.stalled = true;
         while let Some(request) = self.again.pop_front() {
             if let Err(request) = self.give(request) {
-                self.again.push_front(*request);
+                self.again.push_front(request);
                 return;
             }
         }
@@ -480,8 +480,8 @@ impl Drop for RequestQueue {
 struct NoEngine;
 
 impl Engine for NoEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
-        Err(Box::new(request))
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        Err(request)
     }
 
     fn reap(&mut self, _done: &mut Vec<(Request, IoResult)>) {}

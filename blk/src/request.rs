@@ -114,14 +114,11 @@ pub(crate) struct Partial {
     pub(crate) len: usize,
 }
 
-/// One operation for an engine (Linux: `struct request`). Who has it has the memory: there is no completion callback, the
-/// request itself comes back.
-#[derive(Debug)]
-pub struct Request {
+/// What is to be known of a request beside its bios. It is kept in the first of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestState {
     tag: Tag,
     pub(crate) command: Command,
-    /// The bios that the operation does, one after the other on the disk. More than one only with a bounce buffer.
-    bios: Box<Bio>,
     /// What is still to do on the disk.
     range: DiskRange,
     pub(crate) partial: Option<Partial>,
@@ -131,14 +128,36 @@ pub struct Request {
     pub(crate) retries: u8,
 }
 
+impl RequestState {
+    /// That of a bio which is no request.
+    pub(crate) const NONE: Self = Self::new(Tag(u16::MAX), Command::Sync, DiskRange::none());
+
+    const fn new(tag: Tag, command: Command, range: DiskRange) -> Self {
+        Self { tag, command, range, partial: None, held: None, retries: 0 }
+    }
+}
+
+/// One operation for an engine (Linux: `struct request`). Who has it has the memory: there is no completion callback, the
+/// request itself comes back.
+///
+/// It is the bios that the operation does, one after the other on the disk, more than one only with a bounce buffer; and
+/// so it is one pointer, as it is moved from hand to hand.
+#[derive(Debug)]
+pub struct Request(Box<Bio>);
+
 impl Request {
     /// A request for `bios`, whose memory is that of the only bio, or of the first one's bounce buffer.
     #[inline]
-    pub(crate) fn new(tag: Tag, command: Command, bios: Box<Bio>) -> Self {
+    pub(crate) fn new(tag: Tag, command: Command, mut bios: Box<Bio>) -> Self {
         debug_assert!(bios.next.is_none() || bios.bounce.is_some());
-        let more = bios.list().skip(1).map(|bio| bio.range.len()).sum();
-        let range = bios.range.extended(more);
-        Self { tag, command, bios, range, partial: None, held: None, retries: 0 }
+        let mut range = bios.range;
+        let mut next = bios.next.as_deref();
+        while let Some(bio) = next {
+            range = range.extended(bio.range.len());
+            next = bio.next.as_deref();
+        }
+        bios.state = RequestState::new(tag, command, range);
+        Self(bios)
     }
 
     /// A request for a bio that is a part of a block of `block` bytes, which its bounce buffer stands in for. It begins
@@ -149,86 +168,101 @@ impl Request {
         let partial =
             Partial { skip: in_block(bio.range.offset() - range.offset()), len: in_block(bio.range.len()) };
         debug_assert_eq!(range.len(), block, "a part of one block");
-        Self { range, partial: Some(partial), ..Self::new(tag, Command::Read, bio) }
+        let mut request = Self::new(tag, Command::Read, bio);
+        *request.state_mut() =
+            RequestState { partial: Some(partial), ..RequestState::new(tag, Command::Read, range) };
+        request
+    }
+
+    #[inline]
+    pub(crate) fn state(&self) -> &RequestState {
+        &self.0.state
+    }
+
+    #[inline]
+    pub(crate) fn state_mut(&mut self) -> &mut RequestState {
+        &mut self.0.state
     }
 
     /// Its number among the requests in flight.
     #[must_use]
     pub fn tag(&self) -> Tag {
-        self.tag
+        self.0.state.tag
     }
 
     /// What shall be done.
     #[must_use]
     pub fn command(&self) -> Command {
-        self.command
+        self.0.state.command
     }
 
     /// Where on the disk it starts, in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.range.offset()
+        self.0.state.range.offset()
     }
 
     /// How many bytes of the disk it concerns. 0 for [`Command::Sync`] of a flush.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a request is never empty, a flush has no range")]
     pub fn len(&self) -> u64 {
-        self.range.len()
+        self.0.state.range.len()
     }
 
     /// The memory that the disk shall use: `len` bytes for reads and writes. The pieces, and what they point to, are
     /// valid while the request lives.
     #[must_use]
     pub fn sg(&self) -> &SgList {
-        self.bios.bounce.as_ref().map_or(&self.bios.sg, Bounce::pages)
+        self.0.bounce.as_ref().map_or(&self.0.sg, Bounce::pages)
     }
 
     /// Whether it is one bio in memory of its own: what was moved need not be copied or divided.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.bios.next.is_none() && self.bios.bounce.is_none()
+        self.0.next.is_none() && self.0.bounce.is_none()
     }
 
     /// Whether data was copied from or to memory that the guest may have had no more by then. Where nothing is copied, the
     /// kernel says so itself.
     #[inline]
     pub(crate) fn was_copied_in_vain(&self) -> bool {
-        self.bios.bounce.is_some() && self.bios.list().any(|bio| bio.sg.is_lost())
+        self.0.bounce.is_some() && self.0.list().any(|bio| bio.sg.is_lost())
     }
 
     /// The first bio that is not done.
     pub(crate) fn bio(&self) -> &Bio {
-        &self.bios
+        &self.0
     }
 
     /// The first `count` bytes are done: they are copied out where that is due. Returns a bio that is done with them
     /// and not the last: to be called again with what is left of `count` until it returns none.
     #[inline]
     pub(crate) fn advance(&mut self, count: &mut u32) -> Option<Box<Bio>> {
-        let now = u32::try_from(self.bios.range.len()).unwrap_or(u32::MAX).min(*count);
+        let bios = &mut *self.0;
+        let now = u32::try_from(bios.range.len()).unwrap_or(u32::MAX).min(*count);
         *count -= now;
-        let _ = self.range.take_front(u64::from(now));
-        let _ = self.bios.range.take_front(u64::from(now));
-        let bios = &mut *self.bios;
+        let _ = bios.state.range.take_front(u64::from(now));
+        let _ = bios.range.take_front(u64::from(now));
         if let Some(bounce) = &mut bios.bounce {
-            if self.command == Command::Read {
+            if bios.state.command == Command::Read {
                 bounce.copy_out(0, &bios.sg, now as usize);
             }
             bounce.advance(now as usize);
         }
-        if !self.bios.zero_by_writing {
-            self.bios.sg.advance(now as usize);
+        if !bios.zero_by_writing {
+            bios.sg.advance(now as usize);
         }
-        let mut next = self.bios.next.take_if(|_| self.bios.range.len() == 0)?;
-        next.bounce = self.bios.bounce.take();
-        Some(std::mem::replace(&mut self.bios, next))
+        let is_done = bios.range.len() == 0;
+        let mut next = bios.next.take_if(|_| is_done)?;
+        next.bounce = bios.bounce.take();
+        next.state = bios.state;
+        Some(std::mem::replace(&mut self.0, next))
     }
 
     /// The tag, and the bios that are not done.
     #[inline]
     pub(crate) fn into_parts(mut self) -> (Tag, Box<Bio>) {
-        self.bios.bounce = None;
-        (self.tag, self.bios)
+        self.0.bounce = None;
+        (self.0.state.tag, self.0)
     }
 }

@@ -207,7 +207,7 @@ impl FaultEngine {
             match turns.map(|turns| turns.saturating_sub(1)) {
                 turns if releases || turns == Some(0) => {
                     if let Err(request) = self.inner.submit(request) {
-                        self.held.push_back((Some(1), *request));
+                        self.held.push_back((Some(1), request));
                     }
                 }
                 turns => self.held.push_back((turns, request)),
@@ -222,7 +222,7 @@ fn half(count: u32) -> u32 {
 }
 
 impl Engine for FaultEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let (tag, moves) = (request.tag().index(), request.sg().bytes() > 0);
         match self.faults.next(request.command()) {
             Some(Fault::Error(errno)) => {

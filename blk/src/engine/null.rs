@@ -24,7 +24,7 @@ impl NullEngine {
 }
 
 impl Engine for NullEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let result = match request.command() {
             // At most `QueueLimits::max_bytes`, a u32.
             Command::Read | Command::Write { .. } => Ok(u32::try_from(request.len()).unwrap_or(u32::MAX)),

@@ -27,7 +27,7 @@ impl RamEngine {
 }
 
 impl Engine for RamEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let result = execute(&self.memory, &request);
         self.done.push((request, result));
         Ok(())

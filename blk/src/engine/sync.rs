@@ -29,7 +29,7 @@ impl SyncEngine {
 }
 
 impl Engine for SyncEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let result = execute(&self.backing, &request);
         self.done.push((request, result));
         Ok(())

@@ -76,7 +76,7 @@ impl UringEngine {
 }
 
 impl Engine for UringEngine {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         if self.is_done_at_once(request.command()) {
             let result = execute(&self.backing, &request);
             self.done.push((request, result));
@@ -94,7 +94,7 @@ impl Engine for UringEngine {
         let pushed = unsafe { self.client.push(entry, token) };
         match pushed {
             Ok(()) => Ok(()),
-            Err(_) => Err(Box::new(slot.take().expect("inserted above"))),
+            Err(_) => Err(slot.take().expect("inserted above")),
         }
     }
 

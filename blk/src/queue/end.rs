@@ -12,8 +12,8 @@ impl RequestQueue {
     pub(super) const RETRIES_MAX: u8 = 64;
 
     #[inline]
-    pub(super) fn give(&mut self, request: Request) -> Result<(), Box<Request>> {
-        if matches!(request.command, Command::Write { .. }) && request.was_copied_in_vain() {
+    pub(super) fn give(&mut self, request: Request) -> Result<(), Request> {
+        if matches!(request.command(), Command::Write { .. }) && request.was_copied_in_vain() {
             self.finish_request(request, Status::IoErr);
             return Ok(());
         }
@@ -31,9 +31,9 @@ impl RequestQueue {
             return self.finish_request(request, Status::IoErr);
         }
         let left = request.len();
-        match (request.command, result) {
+        match (request.command(), result) {
             (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {
-                if request.partial.is_some() {
+                if request.state().partial.is_some() {
                     self.moved_block(request, u64::from(count) == left);
                 } else {
                     self.moved(request, count);
@@ -41,7 +41,7 @@ impl RequestQueue {
             }
             (Command::Sync | Command::SecureErase, Ok(_)) => self.finish_request(request, Status::Ok),
             (Command::Discard | Command::Zero { .. }, Ok(_)) => self.changed(request),
-            (_, Err(Errno::INTR | Errno::AGAIN)) if request.retries < Self::RETRIES_MAX => {
+            (_, Err(Errno::INTR | Errno::AGAIN)) if request.state().retries < Self::RETRIES_MAX => {
                 self.try_again(request);
             }
             (Command::Discard | Command::Zero { .. }, Err(Errno::INVAL | Errno::BUSY)) => {
@@ -69,7 +69,7 @@ impl RequestQueue {
         while let Some(bio) = request.advance(&mut left) {
             self.finish(bio, Status::Ok);
         }
-        request.retries = 0;
+        request.state_mut().retries = 0;
         if request.len() == 0 {
             self.finish_request(request, Status::Ok);
         } else {
@@ -79,14 +79,14 @@ impl RequestQueue {
 
     /// A block of which the bio has a part was read or written, `wholly` or not: then it is once more from its start.
     fn moved_block(&mut self, mut request: Request, wholly: bool) {
-        let (Some(partial), Some(bounce)) = (request.partial, &request.bio().bounce) else {
+        let (Some(partial), Some(bounce)) = (request.state().partial, &request.bio().bounce) else {
             unreachable!("a part of a block is bounced")
         };
         let len = u32::try_from(partial.len).expect("a block is small");
-        if !wholly && request.retries < Self::RETRIES_MAX {
+        if !wholly && request.state().retries < Self::RETRIES_MAX {
             return self.try_again(request);
         }
-        match (request.bio().op, request.command) {
+        match (request.bio().op, request.command()) {
             _ if !wholly => return self.finish_request(request, Status::IoErr),
             (Op::Read, _) => bounce.copy_out(partial.skip, &request.bio().sg, partial.len),
             // The block is there: now it is changed and written.
@@ -101,25 +101,25 @@ impl RequestQueue {
             _ => {}
         }
         self.account(&request, len);
-        request.retries = 0;
+        request.state_mut().retries = 0;
         self.finish_request(request, Status::Ok);
     }
 
     fn write_back(&mut self, mut request: Request, fua: bool) {
-        request.command = Command::Write { dsync: fua && !self.config.ignore_flush };
-        request.retries = 0;
+        request.state_mut().command = Command::Write { dsync: fua && !self.config.ignore_flush };
+        request.state_mut().retries = 0;
         self.again.push_back(request);
     }
 
     fn try_again(&mut self, mut request: Request) {
-        request.retries += 1;
+        request.state_mut().retries += 1;
         self.again.push_back(request);
     }
 
     /// Counts bytes that the guest wanted read or written.
     #[inline]
     fn account(&mut self, request: &Request, count: u32) {
-        if request.command == Command::Read {
+        if request.command() == Command::Read {
             // What a chain has in memory was checked to fit a u32.
             let chain = &mut self.chains[request.bio().chain as usize];
             chain.bytes = chain.bytes.saturating_add(count);
@@ -133,7 +133,7 @@ impl RequestQueue {
     fn changed(&mut self, mut request: Request) {
         let fua = matches!(request.bio().op, Op::Discard { fua: true } | Op::WriteZeroes { fua: true, .. });
         if fua && !self.config.ignore_flush {
-            request.command = Command::Sync;
+            request.state_mut().command = Command::Sync;
             self.again.push_back(request);
         } else {
             self.finish_request(request, Status::Ok);
@@ -142,12 +142,12 @@ impl RequestQueue {
 
     /// The disk does not know the command: the next best way, for this request and all that follow.
     fn fall_back(&mut self, request: Request) {
-        match request.command {
+        match request.command() {
             Command::Zero { unmap: true } => self.unsupported.zero_unmap = true,
             Command::Zero { unmap: false } => self.unsupported.zero = true,
             _ => self.unsupported.discard = true,
         }
-        log::info!("{}: the disk cannot {:?}; going on without", self.config.name, request.command);
+        log::info!("{}: the disk cannot {:?}; going on without", self.config.name, request.command());
         let bio = self.release(request);
         self.parked.push_front(bio);
     }
@@ -155,7 +155,7 @@ impl RequestQueue {
     /// The disk knows the command, but not for such a range or not now: for one that is not whole blocks of a device, which
     /// matter to it and not to its page cache (EINVAL), or one whose pages in the page cache are being written (EBUSY).
     fn do_another_way(&mut self, request: Request) {
-        if request.command == Command::Discard {
+        if request.command() == Command::Discard {
             // It is advisory.
             return self.finish_request(request, Status::Ok);
         }
@@ -171,7 +171,7 @@ impl RequestQueue {
         if !count.is_power_of_two() {
             return;
         }
-        let (command, offset, len) = (request.command, request.offset(), request.len());
+        let (command, offset, len) = (request.command(), request.offset(), request.len());
         let name = &self.config.name;
         match result {
             Ok(moved) => log::warn!(
@@ -189,7 +189,7 @@ impl RequestQueue {
     /// Gives back the tag and the blocks of a request. The bios that are not done are left.
     #[inline]
     fn release(&mut self, mut request: Request) -> Box<Bio> {
-        if let (Some(held), Some(writes)) = (request.held.take(), &self.writes) {
+        if let (Some(held), Some(writes)) = (request.state_mut().held.take(), &self.writes) {
             writes.overlaps.put(writes.writer, held);
         }
         let (tag, bios) = request.into_parts();

@@ -17,7 +17,7 @@ impl RequestQueue {
     /// Whether a request is to wait, of which the disk has said `error`.
     pub(super) fn waits_for_space(&self, request: &Request, error: Errno) -> bool {
         let takes_space =
-            matches!(request.command, Command::Write { .. } | Command::Discard | Command::Zero { .. });
+            matches!(request.command(), Command::Write { .. } | Command::Discard | Command::Zero { .. });
         self.config.on_enospc == OnEnospc::Stop && takes_space && is_no_space(error)
     }
 
@@ -28,7 +28,7 @@ impl RequestQueue {
             log::warn!(
                 "{}: the disk has no space for {:?} of {} bytes at {}: what needs some waits until there is",
                 self.config.name,
-                request.command,
+                request.command(),
                 request.len(),
                 request.offset()
             );

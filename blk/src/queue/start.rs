@@ -47,9 +47,9 @@ impl RequestQueue {
         }
         let Ok(held) = self.hold(&bio, piece) else { return Err(bio) };
         let mut request = self.request(bio, piece, command);
-        request.held = held;
+        request.state_mut().held = held;
         if let Err(request) = self.give(request) {
-            self.again.push_front(*request);
+            self.again.push_front(request);
         }
         Ok(())
     }

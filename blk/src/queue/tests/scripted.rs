@@ -105,14 +105,14 @@ pub(super) struct Scripted {
 }
 
 impl Engine for Scripted {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         let disk = &mut *self.disk.borrow_mut();
         let key = (self.queue, request.tag().index());
         let in_flight = disk.in_flight.iter().filter(|other| other.queue == self.queue).count();
         let pretend = in_flight > 0 && disk.dice.chance(disk.faults.full);
         if pretend || in_flight >= disk.room {
             disk.again.insert(key);
-            return Err(Box::new(request));
+            return Err(request);
         }
         disk.check(key, &request);
         disk.again.remove(&key);

@@ -61,7 +61,7 @@ fn reads_that_are_cut_short_or_fail_show_nothing_but_the_disk() {
 struct Liar(Vec<Request>);
 
 impl Engine for Liar {
-    fn submit(&mut self, request: Request) -> Result<(), Box<Request>> {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
         self.0.push(request);
         Ok(())
     }
