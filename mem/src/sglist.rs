@@ -105,14 +105,6 @@ impl IoVec {
     }
 }
 
-/// What keeps the memory of a list alive.
-#[derive(Debug)]
-enum Backing {
-    Nothing,
-    Guest(MemPin),
-    Pages(#[expect(dead_code, reason = "held, not used")] Pages),
-}
-
 /// The pieces of memory of one transfer (Linux: `bi_io_vec` with its `struct bvec_iter`). Linux's bios refer to pages that
 /// somebody keeps; a list keeps what it refers to.
 #[derive(Debug)]
@@ -125,7 +117,10 @@ pub struct SgList {
     end: usize,
     bytes: usize,
     pinnable: bool,
-    backing: Backing,
+    /// What keeps the memory alive where it is the guest's.
+    guest: Option<MemPin>,
+    /// What keeps the memory alive where it is ours.
+    pages: Option<Pages>,
 }
 
 impl Default for SgList {
@@ -150,7 +145,8 @@ impl SgList {
             end: 0,
             bytes: 0,
             pinnable: true,
-            backing: Backing::Nothing,
+            guest: None,
+            pages: None,
         }
     }
 
@@ -171,17 +167,18 @@ impl SgList {
             list.table = Some(kzalloc(arena, PAGE_SIZE, gfp)?);
         }
         pages.for_each(|ptr, len| list.append(IoVec::new(ptr, len)));
-        list.backing = Backing::Pages(pages);
+        list.pages = Some(pages);
         Ok(list)
     }
 
     /// Empties the list and lets go of its memory.
-    #[inline]
+    #[inline(always)]
     pub fn clear(&mut self) {
         // What is left in `inline` is outside of `start..end`, and seen by nobody.
         (self.start, self.end, self.bytes, self.pinnable) = (0, 0, 0, true);
         self.table = None;
-        self.backing = Backing::Nothing;
+        self.guest = None;
+        self.pages = None;
     }
 
     /// How many bytes the pieces have together.
@@ -207,7 +204,7 @@ impl SgList {
     ///
     /// # Panics
     /// When the list already has pieces of another snapshot of memory.
-    #[inline]
+    #[inline(always)]
     pub fn push_guest(
         &mut self,
         pin: &MemPin,
@@ -215,23 +212,27 @@ impl SgList {
         len: usize,
         arena: &Arena,
     ) -> Result<usize, SgError> {
-        match &self.backing {
-            Backing::Nothing => self.backing = Backing::Guest(pin.clone()),
-            Backing::Guest(own) => assert!(own.same(pin), "a list has pieces of one snapshot"),
-            Backing::Pages(_) => panic!("guest memory in a list of our own pages"),
+        match &self.guest {
+            Some(own) => assert!(own.same(pin), "a list has pieces of one snapshot"),
+            None => {
+                assert!(self.pages.is_none(), "guest memory in a list of our own pages");
+                self.guest = Some(pin.clone());
+            }
         }
-        let mut pushed = 0;
-        while pushed < len {
-            let at = addr.checked_add(pushed as u64).ok_or(BadAddress { addr, len: len as u64 })?;
-            let (piece, pinnable) = pin.memory().piece(at, len - pushed)?;
+        let (mut at, mut left) = (addr, len);
+        while left > 0 {
+            let (piece, pinnable) = pin.memory().piece(at, left)?;
             if !self.reserve(piece, arena)? {
                 break;
             }
             self.append(piece);
             self.pinnable &= pinnable;
-            pushed += piece.len();
+            left -= piece.len();
+            if left > 0 {
+                at = at.checked_add(piece.len() as u64).ok_or(BadAddress { addr, len: len as u64 })?;
+            }
         }
-        Ok(pushed)
+        Ok(len - left)
     }
 
     /// Takes the first `count` bytes out of the list, into a list of their own (Linux: `bio_split`).
@@ -244,11 +245,8 @@ impl SgList {
     pub fn split_front(&mut self, count: usize, arena: &Arena, gfp: Gfp<'_>) -> Result<Self, AllocError> {
         assert!(count <= self.bytes, "{count} bytes of a list of {}", self.bytes);
         let mut front = Self::new();
-        front.backing = match &self.backing {
-            Backing::Nothing => Backing::Nothing,
-            Backing::Guest(pin) => Backing::Guest(pin.clone()),
-            Backing::Pages(_) => panic!("our own pages have one owner"),
-        };
+        assert!(self.pages.is_none(), "our own pages have one owner");
+        front.guest = self.guest.clone();
         front.pinnable = self.pinnable;
         if self.pieces_of(count) > Self::INLINE {
             front.table = Some(kzalloc(arena, PAGE_SIZE, gfp)?);
@@ -373,21 +371,29 @@ impl SgList {
     /// # Panics
     /// When the list has fewer bytes.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn is_aligned(&self, count: usize, address: usize, length: usize) -> bool {
-        let misaligned =
-            |piece: IoVec| (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1));
         match self.pieces() {
             // As most are: a transfer of one piece.
-            [piece] if piece.len() == count => misaligned(*piece) == 0,
-            _ => self.range(0, count).all(|piece| misaligned(piece) == 0),
+            [piece] if piece.len() == count => Self::misaligned(*piece, address, length) == 0,
+            _ => self.are_aligned(count, address, length),
         }
+    }
+
+    fn are_aligned(&self, count: usize, address: usize, length: usize) -> bool {
+        self.range(0, count).all(|piece| Self::misaligned(piece, address, length) == 0)
+    }
+
+    /// Not zero where a piece does not start at a multiple of `address` or is not as long as one of `length`.
+    #[inline]
+    fn misaligned(piece: IoVec, address: usize, length: usize) -> usize {
+        (piece.as_ptr().addr() & (address - 1)) | (piece.len() & (length - 1))
     }
 
     /// Whether memory of the guest that this belongs to was taken away: what was copied from it may not be the guest's.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(&self.backing, Backing::Guest(pin) if pin.memory().is_lost())
+        self.guest.as_ref().is_some_and(|pin| pin.memory().is_lost())
     }
 
     /// Whether the kernel can hold on to all of the memory, as direct I/O asks it to. What it cannot is answered with
@@ -411,7 +417,7 @@ impl SgList {
     }
 
     /// Makes room for `piece`. False when the list is full.
-    #[inline]
+    #[inline(always)]
     fn reserve(&mut self, piece: IoVec, arena: &Arena) -> Result<bool, SgError> {
         if self.end < Self::INLINE || self.merges(piece) {
             return Ok(true);
@@ -430,7 +436,7 @@ impl SgList {
     }
 
     /// Appends a piece for which there is room.
-    #[inline]
+    #[inline(always)]
     fn append(&mut self, piece: IoVec) {
         self.bytes += piece.len();
         let end = self.end;
@@ -447,6 +453,7 @@ impl SgList {
         IoVec(libc::iovec { iov_base: first.0.iov_base, iov_len: first.len() + second.len() })
     }
 
+    #[inline]
     fn all(&self) -> &[IoVec] {
         match &self.table {
             None => &self.inline,
@@ -458,6 +465,7 @@ impl SgList {
         }
     }
 
+    #[inline]
     fn all_mut(&mut self) -> &mut [IoVec] {
         match &self.table {
             None => &mut self.inline,

@@ -48,20 +48,32 @@ impl GuestSlice {
     /// # Panics
     /// When the value does not lie in the range.
     #[must_use]
+    #[inline]
     pub fn read<T: ByteValued>(&self, offset: usize) -> T {
-        let source = self.at(offset, size_of::<T>());
+        match self.try_read(offset) {
+            Some(value) => value,
+            None => outside(offset, size_of::<T>(), self.len),
+        }
+    }
+
+    /// The same; `None` when the value does not lie in the range.
+    #[must_use]
+    #[inline]
+    pub fn try_read<T: ByteValued>(&self, offset: usize) -> Option<T> {
+        let source = self.try_at(offset, size_of::<T>())?;
         let mut value = T::zeroed();
         let target = std::ptr::from_mut(&mut value).cast::<u8>();
-        // SAFETY: `at` checked that the source has `size_of::<T>()` bytes, `value` is as long and ours alone, and
+        // SAFETY: `try_at` checked that the source has `size_of::<T>()` bytes, `value` is as long and ours alone, and
         // T is plain data for which every pattern of bytes is valid (ByteValued).
         unsafe { copy_once(source, target, size_of::<T>()) };
-        value
+        Some(value)
     }
 
     /// Writes a value at `offset`.
     ///
     /// # Panics
     /// When the value does not lie in the range.
+    #[inline]
     pub fn write<T: ByteValued>(&self, offset: usize, value: T) {
         #[cfg(feature = "crash-points")]
         crate::crash::point();
@@ -76,6 +88,7 @@ impl GuestSlice {
     /// # Panics
     /// When it does not lie in the range or is not aligned.
     #[must_use]
+    #[inline]
     pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
         u16::from_le(self.atomic(offset).load(order))
     }
@@ -84,6 +97,7 @@ impl GuestSlice {
     ///
     /// # Panics
     /// When it does not lie in the range or is not aligned.
+    #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
         #[cfg(feature = "crash-points")]
         crate::crash::point();
@@ -91,20 +105,48 @@ impl GuestSlice {
     }
 
     /// The address of the `size` bytes at `offset`.
+    #[inline]
     fn at(&self, offset: usize, size: usize) -> *mut u8 {
-        let end = offset.checked_add(size).expect("an offset into a slice is small");
-        assert!(end <= self.len, "bytes {offset}..{end} of a slice of {}", self.len);
-        // SAFETY: offset <= len, and the range [ptr, ptr + len) is one mapped region's part (`new`).
-        unsafe { self.ptr.as_ptr().add(offset) }
+        match self.try_at(offset, size) {
+            Some(address) => address,
+            None => outside(offset, size, self.len),
+        }
     }
 
+    /// The same; `None` when they are not all in the range.
+    #[inline]
+    fn try_at(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        if offset.checked_add(size)? > self.len {
+            return None;
+        }
+        // SAFETY: offset <= len, and the range [ptr, ptr + len) is one mapped region's part (`new`).
+        Some(unsafe { self.ptr.as_ptr().add(offset) })
+    }
+
+    #[inline]
     fn atomic(&self, offset: usize) -> &AtomicU16 {
         let ptr = self.at(offset, size_of::<u16>()).cast::<u16>();
-        assert!(ptr.is_aligned(), "the 16-bit number at {offset} is not aligned");
+        if !ptr.is_aligned() {
+            misaligned(offset);
+        }
         // SAFETY: in range (`at`), aligned, mapped while `self` lives. It is only ever accessed atomically here; the
         // other process is outside of Rust's memory model and does single 16-bit accesses by virtio's rules.
         unsafe { AtomicU16::from_ptr(ptr) }
     }
+}
+
+/// Apart from where it is found, as there what the message says would be put in place each time.
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, size: usize, len: usize) -> ! {
+    let end = offset.checked_add(size).expect("an offset into a slice is small");
+    panic!("bytes {offset}..{end} of a slice of {len}")
+}
+
+#[cold]
+#[inline(never)]
+fn misaligned(offset: usize) -> ! {
+    panic!("the 16-bit number at {offset} is not aligned")
 }
 
 /// Copies memory that somebody else may change at the same time. What was copied is what it stays: without the fence
