@@ -36,6 +36,7 @@ pub const BIO_MAX_VECS: usize = SgList::CAPACITY;
 
 /// What a bio asks for (Linux: `enum req_op`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)] // Which one it is has a byte of its own, to be compared as it is.
 pub enum Op {
     /// Disk to memory.
     Read,
@@ -132,7 +133,12 @@ impl Bio {
 
     /// This bio and those after it.
     pub(crate) fn list(&self) -> impl Iterator<Item = &Bio> {
-        std::iter::successors(Some(self), |bio| bio.next.as_deref())
+        list(Some(self))
+    }
+
+    /// The bios after this one.
+    pub(crate) fn rest(&self) -> impl Iterator<Item = &Bio> {
+        list(self.next.as_deref())
     }
 
     /// Appends a bio at the end.
@@ -152,6 +158,12 @@ impl Bio {
         debug_assert!(self.bounce.is_none(), "a bio that is done needs no other memory");
         debug_assert!(self.next.is_none(), "a bio that goes back to its pool is in no chain");
     }
+}
+
+/// `first` and the bios after it.
+#[inline]
+fn list(first: Option<&Bio>) -> impl Iterator<Item = &Bio> {
+    std::iter::successors(first, |bio| bio.next.as_deref())
 }
 
 /// Bios that are one request of the guest: done when all of them are (Linux: bios linked by `bi_next`, and `bio_chain`).
@@ -188,7 +200,7 @@ impl BioChain {
 
     /// The bios in order.
     pub fn iter(&self) -> impl Iterator<Item = &Bio> {
-        self.head.iter().flat_map(|head| head.list())
+        list(self.head.as_deref())
     }
 
     /// How many bios it has.
@@ -208,9 +220,8 @@ impl BioChain {
     #[must_use]
     #[inline]
     pub fn has_one_direction(&self) -> bool {
-        let mut directions = self.iter().map(|bio| bio.op.direction());
-        let first = directions.next();
-        directions.all(|direction| Some(direction) == first)
+        let Some(first) = &self.head else { return true };
+        first.next.is_none() || first.rest().all(|bio| bio.op.direction() == first.op.direction())
     }
 }
 
@@ -252,7 +263,7 @@ impl BioSet {
     }
 
     /// Returns a bio; it lets go of its memory (Linux: `bio_put`).
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, mut bio: Box<Bio>) {
         bio.reset();
         self.pool.put(bio);

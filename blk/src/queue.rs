@@ -193,7 +193,7 @@ pub struct RequestQueue {
     now: Instant,
     reaped: Vec<(Request, IoResult)>,
     /// At most as many as `depth`.
-    done: VecDeque<Completed>,
+    done: Vec<Completed>,
     /// The last dispatch had to stop, and nothing has come back from the engine since.
     stalled: bool,
     unsupported: Unsupported,
@@ -272,7 +272,7 @@ impl RequestQueue {
             deadline: config.io_timeout.clone().map(Deadline::new),
             now,
             reaped: Vec::with_capacity(usize::from(tags)),
-            done: VecDeque::with_capacity(depth),
+            done: Vec::with_capacity(depth),
             chains: vec![no_chain; depth],
             free_chains: (0..u32::from(config.depth)).rev().collect(),
             tags: TagSet::new(tags),
@@ -337,7 +337,7 @@ impl RequestQueue {
     #[inline]
     pub fn submit(&mut self, chain: BioChain, cookie: u32) -> Result<(), Refused> {
         let chain = Self::check(chain)?;
-        assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory: {chain:?}");
+        assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory");
         self.park_chain(chain, cookie)
     }
 
@@ -364,13 +364,14 @@ impl RequestQueue {
             return Err(Refused { chain, reason: RefuseReason::Full });
         }
         let index = self.free_chains.pop().expect("a queue that is not full has a free chain");
-        let pending = u32::try_from(chain.len()).expect("a chain is short");
-        self.chains[index as usize] =
-            Chain { cookie, pending, status: Status::Ok, bytes: 0, since: self.now, is_late: false };
+        let mut pending = 0;
         while let Some(mut bio) = chain.pop() {
             bio.chain = index;
             self.parked.push_back(bio);
+            pending += 1;
         }
+        self.chains[index as usize] =
+            Chain { cookie, pending, status: Status::Ok, bytes: 0, since: self.now, is_late: false };
         Ok(())
     }
 
@@ -410,9 +411,7 @@ impl RequestQueue {
             self.end(request, result);
         }
         self.reaped = reaped;
-        while let Some(chain) = self.done.pop_front() {
-            completed(chain);
-        }
+        self.done.drain(..).for_each(&mut completed);
     }
 
     /// How many chains were submitted and are not done (Linux: `blk_mq_queue_inflight`).

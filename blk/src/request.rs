@@ -14,6 +14,7 @@ use crate::sector::DiskRange;
 /// What an engine does. The offset and length are the request's. (Linux: `enum req_op` again; here a request's command is
 /// another type than a bio's operation, as one bio may take several commands.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)] // As of `Op`.
 pub enum Command {
     /// Disk to memory.
     Read,
@@ -150,12 +151,7 @@ impl Request {
     #[inline]
     pub(crate) fn new(tag: Tag, command: Command, mut bios: Box<Bio>) -> Self {
         debug_assert!(bios.next.is_none() || bios.bounce.is_some());
-        let mut range = bios.range;
-        let mut next = bios.next.as_deref();
-        while let Some(bio) = next {
-            range = range.extended(bio.range.len());
-            next = bio.next.as_deref();
-        }
+        let range = bios.rest().fold(bios.range, |range, bio| range.extended(bio.range.len()));
         bios.state = RequestState::new(tag, command, range);
         Self(bios)
     }

@@ -101,7 +101,7 @@ impl RequestQueue {
                 (chain.is_late, chain.status) = (true, Status::IoErr);
                 deadline.late += 1;
                 deadline.timeout.fence.raise();
-                self.done.push_back(Completed { cookie: chain.cookie, status: Status::IoErr, bytes: 0 });
+                self.done.push(Completed { cookie: chain.cookie, status: Status::IoErr, bytes: 0 });
             }
         }
         let count = deadline.late - before;

@@ -202,15 +202,16 @@ impl RequestQueue {
         if request.was_copied_in_vain() {
             status = Status::IoErr;
         }
-        let mut next = Some(self.release(request));
-        while let Some(mut bio) = next {
-            next = bio.next.take();
+        let mut bios = self.release(request);
+        while let Some(next) = bios.next.take() {
+            let bio = std::mem::replace(&mut bios, next);
             self.finish(bio, status);
         }
+        self.finish(bios, status);
     }
 
     /// A bio is done; with the last of its chain the chain is.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, bio: Box<Bio>, status: Status) {
         let index = bio.chain;
         self.bios.put(bio);
@@ -226,7 +227,7 @@ impl RequestQueue {
             self.stats.chains.add(1);
             self.stats.failed.add(u64::from(status == Status::IoErr));
             self.free_chains.push(index);
-            self.done.push_back(Completed { cookie, status, bytes });
+            self.done.push(Completed { cookie, status, bytes });
         }
     }
 }

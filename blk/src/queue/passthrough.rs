@@ -107,7 +107,7 @@ impl RequestQueue {
         };
         self.bios.put_chain(chain);
         self.stats.chains.add(1);
-        self.done.push_back(completed);
+        self.done.push(completed);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use sluice_mem::gfp::Gfp;
 use super::{RequestQueue, Writes, bytes_in_memory};
 use crate::bio::{Bio, Op};
 use crate::overlap::{Access, Held};
-use crate::request::{Command, Request, Status};
+use crate::request::{Command, Request, Status, Tag};
 use crate::split::{BounceReason, Piece, next_piece};
 
 /// What is to be done with a bio.
@@ -27,7 +27,7 @@ impl RequestQueue {
             self.finish(bio, Status::IoErr);
             return Ok(());
         }
-        let command = match self.next_step(&bio) {
+        let command = match self.next_step(&mut bio) {
             Step::Run(command) => command,
             Step::End(status) => {
                 self.drop_claim();
@@ -35,11 +35,8 @@ impl RequestQueue {
                 return Ok(());
             }
         };
-        if let (Op::WriteZeroes { .. }, Command::Write { .. }) = (bio.op, command) {
-            bio.zero_by_writing = true;
-        }
         let Some(piece) = self.affordable(&bio) else { return Err(bio) };
-        if let (Command::Discard | Command::SecureErase, Some(_)) = (command, piece.bounce) {
+        if piece.bounce.is_some() && matches!(command, Command::Discard | Command::SecureErase) {
             // A part of a block: it has no space to give back, and cannot be erased.
             let part = self.cut(bio, piece.bytes);
             self.finish(part, if command == Command::Discard { Status::Ok } else { Status::IoErr });
@@ -47,7 +44,9 @@ impl RequestQueue {
         }
         let Ok(held) = self.hold(&bio, piece) else { return Err(bio) };
         let mut request = self.request(bio, piece, command);
-        request.state_mut().held = held;
+        if held.is_some() {
+            request.state_mut().held = held;
+        }
         if let Err(request) = self.give(request) {
             self.again.push_front(request);
         }
@@ -56,7 +55,7 @@ impl RequestQueue {
 
     /// What the disk has to do for a bio.
     #[inline]
-    fn next_step(&self, bio: &Bio) -> Step {
+    fn next_step(&self, bio: &mut Bio) -> Step {
         let durable = |fua: bool| fua && !self.config.ignore_flush;
         let unmaps = !self.unsupported.zero_unmap && !self.config.ignore_discard;
         match bio.op {
@@ -77,7 +76,10 @@ impl RequestQueue {
             Op::WriteZeroes { .. } if !self.unsupported.zero && !bio.zero_by_writing => {
                 Step::Run(Command::Zero { unmap: false })
             }
-            Op::WriteZeroes { fua, .. } => Step::Run(Command::Write { dsync: durable(fua) }),
+            Op::WriteZeroes { fua, .. } => {
+                bio.zero_by_writing = true;
+                Step::Run(Command::Write { dsync: durable(fua) })
+            }
         }
     }
 
@@ -92,6 +94,15 @@ impl RequestQueue {
         if !self.tags.available() || (cut && self.bios.available() == 0) {
             return None;
         }
+        if !cut && piece.bounce.is_none() {
+            return Some(piece);
+        }
+        self.with_memory(bio, piece)
+    }
+
+    /// As much of a piece as there is memory for.
+    fn with_memory(&self, bio: &Bio, piece: Piece) -> Option<Piece> {
+        let cut = piece.bytes != bio.range.len();
         let buffer = piece.bounce.map_or(0, |_| pages(piece.bytes) + 1);
         if self.arena.prepare(usize::from(cut) + buffer, Gfp::ATOMIC) {
             return Some(piece);
@@ -142,33 +153,43 @@ impl RequestQueue {
         let tag = self.tags.try_take().expect("it was affordable");
         match piece.bounce {
             None => Request::new(tag, command, self.cut(bio, piece.bytes)),
-            Some(BounceReason::PartialBlock) => {
-                let block = self.config.limits.unit();
-                let mut bio = self.cut(bio, piece.bytes);
-                bio.bounce = Some(self.bounce(block, BounceReason::PartialBlock));
-                Request::part_of_block(tag, bio, block)
-            }
-            Some(reason) => {
-                let mut bios = match reason {
-                    BounceReason::Fragmented => self.join(bio, piece.bytes),
-                    _ => self.cut(bio, piece.bytes),
-                };
-                let bounce = self.bounce(piece.bytes, reason);
-                if reason != BounceReason::Zeroes && command != Command::Read {
-                    copy_in(&bounce, &bios);
-                }
-                bios.bounce = Some(bounce);
-                Request::new(tag, command, bios)
-            }
+            Some(reason) => self.bounced_request(tag, bio, piece.bytes, reason, command),
         }
+    }
+
+    fn bounced_request(
+        &mut self,
+        tag: Tag,
+        bio: Box<Bio>,
+        bytes: u64,
+        reason: BounceReason,
+        command: Command,
+    ) -> Request {
+        if reason == BounceReason::PartialBlock {
+            let block = self.config.limits.unit();
+            let mut bio = self.cut(bio, bytes);
+            bio.bounce = Some(self.bounce(block, reason));
+            return Request::part_of_block(tag, bio, block);
+        }
+        let mut bios = match reason {
+            BounceReason::Fragmented => self.join(bio, bytes),
+            _ => self.cut(bio, bytes),
+        };
+        let bounce = self.bounce(bytes, reason);
+        if reason != BounceReason::Zeroes && command != Command::Read {
+            copy_in(&bounce, &bios);
+        }
+        bios.bounce = Some(bounce);
+        Request::new(tag, command, bios)
     }
 
     /// The first `bytes` of a bio. What is left of it goes back to the front of the FIFO.
     #[inline]
-    fn cut(&mut self, mut bio: Box<Bio>, bytes: u64) -> Box<Bio> {
-        if bytes == bio.range.len() {
-            return bio;
-        }
+    fn cut(&mut self, bio: Box<Bio>, bytes: u64) -> Box<Bio> {
+        if bytes == bio.range.len() { bio } else { self.split(bio, bytes) }
+    }
+
+    fn split(&mut self, mut bio: Box<Bio>, bytes: u64) -> Box<Bio> {
         let range = bio.range.take_front(bytes);
         let mut front = self.bios.try_take(bio.op, range).expect("it was affordable");
         front.chain = bio.chain;
