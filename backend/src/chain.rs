@@ -17,20 +17,19 @@ use sluice_blk::bio::{BioChain, BioSet, Op};
 use sluice_blk::queue::{PassthroughCommand, RequestQueue};
 use sluice_blk::sector::{DiskRange, Sector};
 use sluice_mem::guest::MemPin;
+use sluice_mem::sglist::SgList;
 use sluice_mem::slice::GuestSlice;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_SECURE_ERASE,
     VIRTIO_BLK_T_WRITE_ZEROES,
 };
+use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
 use crate::config::DiskConfig;
 use crate::vring::{RingFault, Vring};
-
-/// Bytes of a request's header: type, reserved, sector (virtio 1.3, 5.2.6).
-const HEADER_BYTES: usize = 16;
 
 /// The type of a request for how worn the disk is (virtio 1.3, 5.2.6).
 const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
@@ -71,71 +70,77 @@ pub enum Action {
     Answer(BlkStatus),
 }
 
-/// A piece of a chain's memory.
+/// A piece of a chain's memory, of at least one byte.
 #[derive(Debug, Clone, Copy)]
 struct Buffer {
     addr: u64,
-    len: usize,
+    len: u32,
+    flags: u16,
 }
 
-/// The pieces of a chain that go one way, in order. Those before `start` are used up.
+impl Buffer {
+    const NONE: Self = Self { addr: 0, len: 0, flags: 0 };
+
+    #[inline]
+    fn is_writable(&self) -> bool {
+        u32::from(self.flags) & VRING_DESC_F_WRITE != 0
+    }
+
+    /// The address of the last byte, unless that wraps.
+    #[inline]
+    fn end(&self) -> Option<u64> {
+        self.addr.checked_add(u64::from(self.len) - 1)
+    }
+}
+
+/// The pieces of a chain's memory that go one way, in order, and are not used up.
 #[derive(Debug)]
-struct Buffers {
-    list: Vec<Buffer>,
-    start: usize,
-}
+struct Buffers<'a>(&'a mut [Buffer]);
 
-impl Buffers {
-    /// None, with room for `most`.
-    fn with_capacity(most: usize) -> Self {
-        Self { list: Vec::with_capacity(most), start: 0 }
-    }
-
-    fn clear(&mut self) {
-        self.list.clear();
-        self.start = 0;
-    }
-
-    fn as_slice(&self) -> &[Buffer] {
-        &self.list[self.start..]
-    }
-
+impl Buffers<'_> {
     fn is_empty(&self) -> bool {
-        self.start == self.list.len()
+        self.0.is_empty()
     }
 
     /// How many bytes, in numbers so wide that nothing wraps.
+    #[inline]
     fn bytes(&self) -> u64 {
-        self.as_slice().iter().map(|buffer| buffer.len as u64).sum()
+        self.0.iter().map(|buffer| u64::from(buffer.len)).sum()
     }
 
-    /// Takes the last byte: its address, unless that wraps. `None` when there is no byte.
-    #[inline]
-    fn take_last(&mut self) -> Option<Option<u64>> {
-        let last = self.list.last_mut()?;
-        last.len -= 1;
-        let addr = last.addr.checked_add(last.len as u64);
-        if last.len == 0 {
-            self.list.pop();
+    /// Drops the last byte, if there is one.
+    #[inline(always)]
+    fn drop_last(&mut self) {
+        match self.0.last_mut() {
+            Some(last) if last.len > 1 => last.len -= 1,
+            _ => {
+                self.0.split_off_last_mut();
+            }
         }
-        Some(addr)
     }
 
     /// Takes a value from the front.
+    #[inline(always)]
     fn take_front<T: ByteValued>(&mut self, pin: &MemPin) -> Result<T, BlkStatus> {
         let size = size_of::<T>();
-        if let [first, ..] = self.as_slice()
-            && first.len >= size
+        if let [first, ..] = &*self.0
+            && first.len as usize >= size
         {
             let value = pin.read_value(first.addr).map_err(|_| BlkStatus::IoErr)?;
             self.skip(size);
             return Ok(value);
         }
+        self.take_pieces(pin)
+    }
+
+    /// Takes a value that is in several buffers.
+    #[cold]
+    fn take_pieces<T: ByteValued>(&mut self, pin: &MemPin) -> Result<T, BlkStatus> {
         let mut value = T::zeroed();
         let mut left = value.as_mut_slice();
         while !left.is_empty() {
-            let first = *self.as_slice().first().ok_or(BlkStatus::IoErr)?;
-            let (now, later) = left.split_at_mut(left.len().min(first.len));
+            let first = *self.0.first().ok_or(BlkStatus::IoErr)?;
+            let (now, later) = left.split_at_mut(left.len().min(first.len as usize));
             pin.read(first.addr, now).map_err(|_| BlkStatus::IoErr)?;
             self.skip(now.len());
             left = later;
@@ -143,26 +148,26 @@ impl Buffers {
         Ok(value)
     }
 
-    /// Drops the first bytes of the first buffer.
-    #[inline]
+    /// Drops the first bytes of the first buffer, which has so many.
+    #[inline(always)]
     fn skip(&mut self, bytes: usize) {
-        let first = &mut self.list[self.start];
-        first.len -= bytes;
-        // A buffer up to the last address wraps when it is used up, and is not used then.
-        first.addr = first.addr.wrapping_add(bytes as u64);
-        self.start += usize::from(first.len == 0);
+        match self.0.first_mut() {
+            Some(first) if bytes < first.len as usize => {
+                // No overflow: less than a u32, and less than the buffer has.
+                first.len -= u32::try_from(bytes).unwrap_or(u32::MAX);
+                first.addr = first.addr.wrapping_add(bytes as u64);
+            }
+            _ => {
+                self.0.split_off_first_mut();
+            }
+        }
     }
 }
 
 /// Reads chains. Holds the memory that takes, so that none is allocated per chain.
 #[derive(Debug)]
 pub struct ChainParser {
-    readable: Buffers,
-    writable: Buffers,
-    /// A descriptor is readable, if only one of no bytes.
-    has_readable: bool,
-    /// A readable buffer came after a writable one.
-    disorder: bool,
+    buffers: Vec<Buffer>,
     /// Descriptors that were read in all.
     walked: u64,
 }
@@ -175,14 +180,14 @@ impl ChainParser {
     #[must_use]
     pub fn new(size: u16) -> Self {
         let most = usize::from(size) + INDIRECT_MAX as usize;
-        let (readable, writable) = (Buffers::with_capacity(most), Buffers::with_capacity(most));
-        Self { readable, writable, has_readable: false, disorder: false, walked: 0 }
+        Self { buffers: vec![Buffer::NONE; most], walked: 0 }
     }
 
     /// Reads the chain at `head` and builds the bios it asks for, out of `queue`'s.
     ///
     /// # Errors
     /// [`RingFault`] when the chain cannot be answered.
+    #[inline]
     pub fn parse(
         &mut self,
         vring: &Vring,
@@ -191,10 +196,10 @@ impl ChainParser {
         config: &DiskConfig,
         queue: &mut RequestQueue,
     ) -> Result<ParsedChain, RingFault> {
-        self.collect(vring, head, pin)?;
-        let status = self.take_status(head, pin)?;
+        let walk = self.walk(vring, head, pin)?;
+        let status = self.status(walk, head, pin)?;
         let mut builder = Builder { pin, config, queue };
-        let action = match self.interpret(&mut builder) {
+        let action = match self.interpret(walk, &mut builder) {
             Ok(action) => action,
             Err(status) => Action::Answer(status),
         };
@@ -206,19 +211,54 @@ impl ChainParser {
     pub fn walked(&self) -> u64 {
         self.walked
     }
+}
 
-    /// Walks the chain and sorts its buffers. Empty ones are left out.
-    #[inline]
-    fn collect(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<(), RingFault> {
-        self.readable.clear();
-        self.writable.clear();
-        self.has_readable = false;
-        self.disorder = false;
+/// What a chain consists of.
+#[derive(Debug, Clone, Copy, Default)]
+struct Walk {
+    /// How many descriptors it has.
+    descriptors: u32,
+    /// How many buffers it has: descriptors of no bytes are left out.
+    buffers: usize,
+    /// How many of them are readable. They are the first, unless there is disorder.
+    readable: usize,
+    /// A readable buffer came after a writable one.
+    disorder: bool,
+    /// A readable descriptor has no bytes.
+    has_empty_readable: bool,
+}
+
+impl Walk {
+    /// Adds a descriptor; its buffer, if it is one, to `buffers`.
+    #[inline(always)]
+    fn add(&mut self, descriptor: Descriptor, buffers: &mut [Buffer]) {
+        self.descriptors += 1;
+        let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len(), flags: descriptor.flags() };
+        if buffer.len == 0 {
+            self.has_empty_readable |= !buffer.is_writable();
+            return;
+        }
+        buffers[self.buffers] = buffer;
+        if !buffer.is_writable() {
+            self.disorder |= self.readable != self.buffers;
+            self.readable += 1;
+        }
+        self.buffers += 1;
+    }
+}
+
+impl ChainParser {
+    /// Walks the chain and lists its buffers.
+    #[inline(never)]
+    fn walk(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<Walk, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
+        let mut walk = Walk::default();
         let mut index = head;
         // A chain that is longer than its ring is a loop.
         for _ in 0..vring.size() {
-            let descriptor = vring.descriptor(index);
+            let Some(descriptor) = vring.descriptor(index) else {
+                return Err(fault("leads to a descriptor past the end of the table"));
+            };
             if descriptor.refers_to_indirect_table() {
                 if !vring.has_indirect() {
                     return Err(fault("has an indirect descriptor, which was not negotiated"));
@@ -226,39 +266,49 @@ impl ChainParser {
                 if descriptor.has_next() {
                     return Err(fault("goes on after an indirect descriptor"));
                 }
-                return self.collect_indirect(descriptor, head, pin);
+                return self.walk_indirect(walk, descriptor, head, pin);
             }
-            self.sort(descriptor);
+            walk.add(descriptor, &mut self.buffers);
             if !descriptor.has_next() {
-                return Ok(());
+                self.walked += u64::from(walk.descriptors);
+                return Ok(walk);
             }
             index = descriptor.next();
-            if index >= vring.size() {
-                return Err(fault("leads to a descriptor past the end of the table"));
-            }
         }
         Err(fault("is longer than the ring"))
     }
 
-    fn collect_indirect(&mut self, table: Descriptor, head: u16, pin: &MemPin) -> Result<(), RingFault> {
+    fn walk_indirect(
+        &mut self,
+        mut walk: Walk,
+        table: Descriptor,
+        head: u16,
+        pin: &MemPin,
+    ) -> Result<Walk, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
-        if table.len() == 0 || !table.len().is_multiple_of(DESCRIPTOR_BYTES) {
+        let (addr, len) = (table.addr().0, table.len());
+        if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
             return Err(fault("has an indirect table that is not whole descriptors"));
         }
-        let count = table.len() / DESCRIPTOR_BYTES;
+        let count = len / DESCRIPTOR_BYTES;
         if count > INDIRECT_MAX {
             return Err(fault("has an indirect table with more descriptors than were advertised"));
         }
+        let in_one_region = pin.slice(addr, len as usize).ok();
         let mut index = 0;
         for _ in 0..count {
-            let descriptor = indirect_descriptor(table.addr().0, index, pin)
-                .ok_or(fault("has an indirect table outside of the guest's memory"))?;
+            let descriptor = match &in_one_region {
+                Some(table) => table.read((DESCRIPTOR_BYTES * index) as usize),
+                None => indirect_descriptor(addr, index, pin)
+                    .ok_or_else(|| fault("has an indirect table outside of the guest's memory"))?,
+            };
             if descriptor.refers_to_indirect_table() {
                 return Err(fault("has an indirect descriptor in an indirect table"));
             }
-            self.sort(descriptor);
+            walk.add(descriptor, &mut self.buffers);
             if !descriptor.has_next() {
-                return Ok(());
+                self.walked += u64::from(walk.descriptors);
+                return Ok(walk);
             }
             index = u32::from(descriptor.next());
             if index >= count {
@@ -268,70 +318,45 @@ impl ChainParser {
         Err(fault("is longer than its indirect table"))
     }
 
-    #[inline]
-    fn sort(&mut self, descriptor: Descriptor) {
-        let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len() as usize };
-        self.has_readable |= !descriptor.is_write_only();
-        self.walked += 1;
-        if buffer.len == 0 {
-            return;
-        }
-        if descriptor.is_write_only() {
-            self.writable.list.push(buffer);
-        } else {
-            self.disorder |= !self.writable.is_empty();
-            self.readable.list.push(buffer);
-        }
-    }
-
-    /// The last writable byte, which is not data.
-    #[inline]
-    fn take_status(&mut self, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
+    /// Where the last writable byte is.
+    #[inline(always)]
+    fn status(&self, walk: Walk, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
-        if !self.has_readable {
+        if walk.readable == 0 && !walk.has_empty_readable {
             return Err(fault("has no readable header"));
         }
-        let addr = self.writable.take_last().ok_or(fault("has no writable status byte"))?;
-        let status = addr.and_then(|addr| pin.slice(addr, 1).ok());
-        status.ok_or(fault("has a status byte outside of the guest's memory"))
+        let Some(last) = self.buffers[..walk.buffers].iter().rfind(|buffer| buffer.is_writable()) else {
+            return Err(fault("has no writable status byte"));
+        };
+        let status = last.end().and_then(|addr| pin.slice(addr, 1).ok());
+        status.ok_or_else(|| fault("has a status byte outside of the guest's memory"))
     }
 
     /// What the header says, with the data that belongs to it.
-    #[inline]
-    fn interpret(&mut self, builder: &mut Builder<'_>) -> Result<Action, BlkStatus> {
-        if self.disorder {
+    #[inline(always)]
+    fn interpret(&mut self, walk: Walk, builder: &mut Builder<'_>) -> Result<Action, BlkStatus> {
+        if walk.disorder {
             return Err(BlkStatus::IoErr);
         }
-        let header: [u8; HEADER_BYTES] = self.readable.take_front(builder.pin)?;
-        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
-        let kind = u32::from_le_bytes([a, b, c, d]);
-        let sector = Sector(u64::from_le_bytes(sector));
-        let fua = builder.config.is_writethrough();
-        let config = builder.config;
-        match kind {
-            VIRTIO_BLK_T_IN => builder.transfer(Op::Read, sector, &self.writable, &self.readable),
-            VIRTIO_BLK_T_OUT => builder.transfer(Op::Write { fua }, sector, &self.readable, &self.writable),
-            VIRTIO_BLK_T_FLUSH => builder.flush(),
-            VIRTIO_BLK_T_GET_ID => builder.answer(PassthroughCommand::DeviceId, &self.writable),
-            VIRTIO_BLK_T_GET_LIFETIME if config.has_lifetime() => {
-                builder.answer(PassthroughCommand::Lifetime, &self.writable)
-            }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if config.is_read_only() => {
-                Err(BlkStatus::IoErr)
-            }
-            VIRTIO_BLK_T_DISCARD => builder.ranges(segments::Kind::Discard, &mut self.readable),
-            VIRTIO_BLK_T_WRITE_ZEROES if config.has_write_zeroes() => {
-                builder.ranges(segments::Kind::WriteZeroes, &mut self.readable)
-            }
-            VIRTIO_BLK_T_SECURE_ERASE if config.has_secure_erase() => {
-                builder.ranges(segments::Kind::SecureErase, &mut self.readable)
-            }
-            _ => Err(BlkStatus::Unsupp),
-        }
+        let (readable, writable) = self.buffers[..walk.buffers].split_at_mut(walk.readable);
+        let (mut readable, mut writable) = (Buffers(readable), Buffers(writable));
+        // The status byte is not data.
+        writable.drop_last();
+        // Type, reserved, sector (virtio 1.3, 5.2.6).
+        let [kind, _, low, high]: [u32; 4] = readable.take_front(builder.pin)?;
+        let kind = u32::from_le(kind);
+        let sector = Sector(u64::from(u32::from_le(low)) | u64::from(u32::from_le(high)) << 32);
+        let (op, data, other) = match kind {
+            VIRTIO_BLK_T_IN => (Op::Read, writable, readable),
+            VIRTIO_BLK_T_OUT => (Op::Write { fua: builder.config.is_writethrough() }, readable, writable),
+            _ => return builder.other(kind, readable, writable),
+        };
+        builder.transfer(op, sector, data, &other)
     }
 }
 
-/// A copy of a descriptor of an indirect table, which may lie across regions of memory.
+/// A copy of a descriptor of an indirect table that lies across regions of memory.
+#[cold]
 fn indirect_descriptor(table: u64, index: u32, pin: &MemPin) -> Option<Descriptor> {
     let addr = table.checked_add(u64::from(DESCRIPTOR_BYTES) * u64::from(index))?;
     pin.read_value(addr).ok()
@@ -345,14 +370,42 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// What a header asks for that is not a transfer.
+    fn other(
+        &mut self,
+        kind: u32,
+        mut readable: Buffers<'_>,
+        writable: Buffers<'_>,
+    ) -> Result<Action, BlkStatus> {
+        let config = self.config;
+        match kind {
+            VIRTIO_BLK_T_FLUSH => self.flush(),
+            VIRTIO_BLK_T_GET_ID => self.answer(PassthroughCommand::DeviceId, writable),
+            VIRTIO_BLK_T_GET_LIFETIME if config.has_lifetime() => {
+                self.answer(PassthroughCommand::Lifetime, writable)
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if config.is_read_only() => {
+                Err(BlkStatus::IoErr)
+            }
+            VIRTIO_BLK_T_DISCARD => self.ranges(segments::Kind::Discard, &mut readable),
+            VIRTIO_BLK_T_WRITE_ZEROES if config.has_write_zeroes() => {
+                self.ranges(segments::Kind::WriteZeroes, &mut readable)
+            }
+            VIRTIO_BLK_T_SECURE_ERASE if config.has_secure_erase() => {
+                self.ranges(segments::Kind::SecureErase, &mut readable)
+            }
+            _ => Err(BlkStatus::Unsupp),
+        }
+    }
+
     /// A read into, or a write from, `data`. `other` is data that goes the other way, of which there must be none.
     #[inline]
     fn transfer(
         &mut self,
         op: Op,
         sector: Sector,
-        data: &Buffers,
-        other: &Buffers,
+        data: Buffers<'_>,
+        other: &Buffers<'_>,
     ) -> Result<Action, BlkStatus> {
         let len = data.bytes();
         let writes = matches!(op, Op::Write { .. });
@@ -365,7 +418,7 @@ impl Builder<'_> {
             return Err(BlkStatus::IoErr);
         }
         let range = self.range(sector, len)?;
-        self.map(op, range, data.as_slice()).map(Action::Submit)
+        self.map(op, range, data).map(Action::Submit)
     }
 
     fn flush(&mut self) -> Result<Action, BlkStatus> {
@@ -376,11 +429,11 @@ impl Builder<'_> {
     }
 
     /// A command that writes its answer to `data`.
-    fn answer(&mut self, command: PassthroughCommand, data: &Buffers) -> Result<Action, BlkStatus> {
+    fn answer(&mut self, command: PassthroughCommand, data: Buffers<'_>) -> Result<Action, BlkStatus> {
         if data.is_empty() {
             return Err(BlkStatus::IoErr);
         }
-        let chain = self.map(Op::DeviceId, DiskRange::none(), data.as_slice())?;
+        let chain = self.map(Op::DeviceId, DiskRange::none(), data)?;
         Ok(Action::Passthrough(chain, command))
     }
 
@@ -392,10 +445,10 @@ impl Builder<'_> {
     }
 
     /// Bios for `op` with the memory that `data` names, as many as that takes.
-    #[inline]
-    fn map(&mut self, op: Op, range: DiskRange, data: &[Buffer]) -> Result<BioChain, BlkStatus> {
+    #[inline(always)]
+    fn map(&mut self, op: Op, range: DiskRange, mut data: Buffers<'_>) -> Result<BioChain, BlkStatus> {
         let mut chain = BioChain::new();
-        let mapped = self.map_into(&mut chain, op, range, data);
+        let mapped = self.map_into(&mut chain, op, range, &mut data);
         if let Err(status) = mapped {
             self.queue.bios().put_chain(chain);
             return Err(status);
@@ -403,44 +456,49 @@ impl Builder<'_> {
         Ok(chain)
     }
 
-    #[inline]
+    #[inline(always)]
     fn map_into(
         &mut self,
         chain: &mut BioChain,
         op: Op,
         mut range: DiskRange,
-        data: &[Buffer],
+        data: &mut Buffers<'_>,
     ) -> Result<(), BlkStatus> {
-        let mut data = data.iter().copied();
-        let mut next = data.next();
-        while next.is_some() {
-            // More pieces than in any legal chain: buffers over many regions of memory.
-            if chain.len() == BioSet::CHAIN_MAX {
-                return Err(BlkStatus::IoErr);
-            }
-            let bio = self.queue.bios().try_take(op, DiskRange::none()).ok_or(BlkStatus::IoErr)?;
+        // A bio for all that is left, until one is not full.
+        for _ in 0..BioSet::CHAIN_MAX {
+            let bio = self.queue.bios().try_take(op, range).ok_or(BlkStatus::IoErr)?;
             let bio = chain.push(bio);
-            while let Some(buffer) = &mut next {
-                let pushed = bio.sg.push_guest(self.pin, buffer.addr, buffer.len, self.queue.arena());
-                // The guest's bad address; memory for the table was seen to be there before the head was taken.
-                let pushed = pushed.map_err(|_| BlkStatus::IoErr)?;
-                if pushed < buffer.len {
-                    // The bio is full.
-                    buffer.len -= pushed;
-                    buffer.addr += pushed as u64;
-                    break;
-                }
-                next = data.next();
+            self.fill(&mut bio.sg, data)?;
+            if data.is_empty() {
+                return Ok(());
             }
             if range.len() > 0 {
                 bio.range = range.take_front(bio.sg.bytes() as u64);
+            }
+        }
+        // More pieces than in any legal chain: buffers over many regions of memory.
+        Err(BlkStatus::IoErr)
+    }
+
+    /// Moves as much of `data` to a list as that has room for.
+    #[inline(always)]
+    fn fill(&self, list: &mut SgList, data: &mut Buffers<'_>) -> Result<(), BlkStatus> {
+        while let Some(buffer) = data.0.first() {
+            let len = buffer.len as usize;
+            // The guest's bad address; memory for the table was seen to be there before the head was taken.
+            let pushed = list
+                .push_guest(self.pin, buffer.addr, len, self.queue.arena())
+                .map_err(|_| BlkStatus::IoErr)?;
+            data.skip(pushed);
+            if pushed < len {
+                break;
             }
         }
         Ok(())
     }
 
     /// Discards or zeroes the ranges that `data` lists.
-    fn ranges(&mut self, kind: segments::Kind, data: &mut Buffers) -> Result<Action, BlkStatus> {
+    fn ranges(&mut self, kind: segments::Kind, data: &mut Buffers<'_>) -> Result<Action, BlkStatus> {
         let mut chain = BioChain::new();
         if let Err(status) = segments::build(kind, data, self, &mut chain) {
             self.queue.bios().put_chain(chain);

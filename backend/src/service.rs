@@ -376,6 +376,7 @@ fn answer(completed: Completed) -> (u16, BlkStatus, u32) {
 }
 
 /// Writes the status byte, then puts the used element, which counts it.
+#[inline(always)]
 fn put(vring: &mut Vring, statuses: &mut [Option<GuestSlice>], head: u16, status: BlkStatus, bytes: u32) {
     let byte = statuses[usize::from(head)].take().expect("a head in flight has a status byte");
     byte.write(0, status as u8);

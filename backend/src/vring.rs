@@ -127,6 +127,8 @@ pub struct Vring {
     avail: GuestSlice,
     used: GuestSlice,
     size: u16,
+    /// An index of this many bits is a place in the rings.
+    mask: u16,
     event_idx: bool,
     indirect: bool,
     /// The index of the next available entry to take.
@@ -174,6 +176,7 @@ impl Vring {
             avail,
             used,
             size: setup.size,
+            mask: setup.size - 1,
             event_idx: setup.event_idx,
             indirect: setup.indirect,
             next_avail,
@@ -210,15 +213,12 @@ impl Vring {
         self.next_avail
     }
 
-    /// A copy of a descriptor, read once.
-    ///
-    /// # Panics
-    /// When `index` is not below the ring's size.
+    /// A copy of a descriptor, read once. `None` when `index` is not below the ring's size.
     #[must_use]
     #[inline]
-    pub fn descriptor(&self, index: u16) -> Descriptor {
-        assert!(index < self.size, "descriptor {index} of {}", self.size);
-        self.desc.read(16 * usize::from(index))
+    pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        // The table is as long as the ring's descriptors.
+        self.desc.try_read(16 * usize::from(index))
     }
 
     /// Takes the next head; `None` when there is none. `avail.idx` is read when all entries up to the one read last
@@ -265,7 +265,7 @@ impl Vring {
     #[inline]
     pub fn put_used(&mut self, head: u16, len: u32) {
         let was_in_flight = std::mem::take(&mut self.in_flight[usize::from(head)]);
-        assert!(was_in_flight, "head {head} is given back once");
+        assert!(was_in_flight, "a head is given back once");
         // id (u32) | len (u32), both little-endian.
         let element = u64::from(head) | u64::from(len) << 32;
         self.used.write(USED_RING + 8 * self.position(self.next_used), element.to_le());
@@ -334,7 +334,7 @@ impl Vring {
     }
 
     fn position(&self, index: u16) -> usize {
-        usize::from(index & (self.size - 1))
+        usize::from(index & self.mask)
     }
 }
 

@@ -45,7 +45,7 @@ impl Kind {
 /// Appends a bio to `chain` for each segment in `data` that has sectors.
 pub(super) fn build(
     kind: Kind,
-    data: &mut Buffers,
+    data: &mut Buffers<'_>,
     builder: &mut Builder<'_>,
     chain: &mut BioChain,
 ) -> Result<(), BlkStatus> {
