@@ -249,7 +249,7 @@ impl Walk {
 
 impl ChainParser {
     /// Walks the chain and lists its buffers.
-    #[inline(never)]
+    #[inline(never)] // A loop of few values: they fit the registers where there is nothing else.
     fn walk(&mut self, vring: &Vring, head: u16, pin: &MemPin) -> Result<Walk, RingFault> {
         let fault = |reason| RingFault::Chain { head, reason };
         let mut walk = Walk::default();

@@ -312,10 +312,13 @@ impl Service {
     /// driver is likely to have more.
     fn complete(&mut self) -> bool {
         let (vring, statuses) = (&mut self.vring, &mut self.statuses);
-        self.queue.reap(|completed| {
-            let (head, status, bytes) = answer(completed);
-            put(vring, statuses, head, status, bytes);
-        });
+        self.queue.reap(
+            #[inline(always)]
+            |completed| {
+                let (head, status, bytes) = answer(completed);
+                put(vring, statuses, head, status, bytes);
+            },
+        );
         if !self.vring.has_unpublished() {
             return false;
         }

@@ -405,13 +405,15 @@ impl RequestQueue {
             // Nothing is in the engine, and nothing was done without it.
             return;
         }
+        self.done.drain(..).for_each(&mut completed);
         let mut reaped = std::mem::take(&mut self.reaped);
         self.engine.reap(&mut reaped);
         for (request, result) in reaped.drain(..) {
-            self.end(request, result);
+            if let Some(chain) = self.end(request, result) {
+                completed(chain);
+            }
         }
         self.reaped = reaped;
-        self.done.drain(..).for_each(&mut completed);
     }
 
     /// How many chains were submitted and are not done (Linux: `blk_mq_queue_inflight`).

@@ -81,9 +81,12 @@ pub struct Piece {
 #[inline]
 pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     let len = bio.range.len();
-    if matches!(bio.op, Op::Flush | Op::DeviceId) {
-        return Piece { bytes: len, bounce: None };
-    }
+    // Whether the disk is given memory for the bio.
+    let moves_data = match bio.op {
+        Op::Read | Op::Write { .. } => true,
+        Op::Flush | Op::DeviceId => return Piece { bytes: len, bounce: None },
+        Op::Discard { .. } | Op::SecureErase | Op::WriteZeroes { .. } => bio.zero_by_writing,
+    };
     let unit = limits.unit();
     if limits.has_partial_blocks() {
         let skip = bio.range.offset() & (unit - 1);
@@ -91,29 +94,21 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
             return Piece { bytes: len.min(unit - skip), bounce: Some(BounceReason::PartialBlock) };
         }
     }
-    let most = if moves_data(bio) { len.min(u64::from(limits.max_bytes)) } else { len };
+    let most = if moves_data { len.min(u64::from(limits.max_bytes)) } else { len };
     // Units are powers of two.
     let whole = most & !(unit - 1);
     if whole == 0 && len > 0 {
         return Piece { bytes: unit, bounce: Some(BounceReason::Fragmented) };
     }
-    Piece { bytes: whole, bounce: bounce_reason(bio, whole, limits) }
+    let bounce = if moves_data { bounce_reason(bio, whole, limits) } else { None };
+    Piece { bytes: whole, bounce }
 }
 
-/// Whether the disk is given memory for the bio.
-#[inline]
-fn moves_data(bio: &Bio) -> bool {
-    bio.zero_by_writing || matches!(bio.op, Op::Read | Op::Write { .. })
-}
-
-/// Why the memory of a piece of `bytes`, whole blocks, has to be bounced, if it has to.
+/// Why the memory of a piece of `bytes`, whole blocks, that moves data has to be bounced, if it has to.
 #[inline]
 fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceReason> {
     if bio.zero_by_writing {
         return Some(BounceReason::Zeroes);
-    }
-    if !moves_data(bio) {
-        return None;
     }
     let count = usize::try_from(bytes).expect("a piece that moves data is small");
     if !bio.sg.is_aligned(count, limits.dma_alignment as usize, limits.length_alignment as usize) {

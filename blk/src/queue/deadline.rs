@@ -137,7 +137,7 @@ impl RequestQueue {
         for _ in 0..self.parked.len() {
             let bio = self.parked.pop_front().expect("so many there are");
             if self.is_late(bio.chain) {
-                self.finish(bio, Status::IoErr);
+                self.finish_early(bio, Status::IoErr);
             } else {
                 self.parked.push_back(bio);
             }
@@ -149,7 +149,7 @@ impl RequestQueue {
         for _ in 0..requests.len() {
             let request = requests.pop_front().expect("so many there are");
             if self.is_late(request.bio().chain) {
-                self.finish_request(request, Status::IoErr);
+                self.end_early(request, Status::IoErr);
             } else {
                 requests.push_back(request);
             }

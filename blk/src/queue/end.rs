@@ -14,7 +14,7 @@ impl RequestQueue {
     #[inline]
     pub(super) fn give(&mut self, request: Request) -> Result<(), Request> {
         if matches!(request.command(), Command::Write { .. }) && request.was_copied_in_vain() {
-            self.finish_request(request, Status::IoErr);
+            self.end_early(request, Status::IoErr);
             return Ok(());
         }
         self.engine.submit(request)?;
@@ -22,9 +22,10 @@ impl RequestQueue {
         Ok(())
     }
 
-    /// A request came back from the engine.
+    /// A request came back from the engine. Returns the chain that is done with it, if one is: the bios of a request are
+    /// of one chain.
     #[inline]
-    pub(super) fn end(&mut self, request: Request, result: IoResult) {
+    pub(super) fn end(&mut self, request: Request, result: IoResult) -> Option<Completed> {
         self.stalled = false;
         if self.late() > 0 && self.chains[request.bio().chain as usize].is_late {
             // Nobody waits for it, and its guest may have its memory back.
@@ -34,51 +35,55 @@ impl RequestQueue {
         match (request.command(), result) {
             (Command::Read | Command::Write { .. }, Ok(count)) if count > 0 && u64::from(count) <= left => {
                 if request.state().partial.is_some() {
-                    self.moved_block(request, u64::from(count) == left);
+                    self.moved_block(request, u64::from(count) == left)
                 } else {
-                    self.moved(request, count);
+                    self.moved(request, count)
                 }
             }
             (Command::Sync | Command::SecureErase, Ok(_)) => self.finish_request(request, Status::Ok),
             (Command::Discard | Command::Zero { .. }, Ok(_)) => self.changed(request),
             (_, Err(Errno::INTR | Errno::AGAIN)) if request.state().retries < Self::RETRIES_MAX => {
-                self.try_again(request);
+                self.try_again(request)
             }
             (Command::Discard | Command::Zero { .. }, Err(Errno::INVAL | Errno::BUSY)) => {
-                self.do_another_way(request);
+                self.do_another_way(request)
             }
             (Command::Discard | Command::Zero { .. }, Err(error)) if is_unsupported(error) => {
-                self.fall_back(request);
+                self.fall_back(request)
             }
-            (_, Err(error)) if self.waits_for_space(&request, error) => self.stop_for_space(request),
+            (_, Err(error)) if self.waits_for_space(&request, error) => {
+                self.stop_for_space(request);
+                None
+            }
             (_, result) => {
                 self.log_failure(&request, result);
-                self.finish_request(request, Status::IoErr);
+                self.finish_request(request, Status::IoErr)
             }
         }
     }
 
     /// `count` bytes were read or written; when that is not all, the rest is tried.
     #[inline]
-    fn moved(&mut self, mut request: Request, count: u32) {
+    fn moved(&mut self, mut request: Request, count: u32) -> Option<Completed> {
         self.account(&request, count);
-        if request.is_plain() && u64::from(count) == request.len() {
+        if u64::from(count) == request.len() && request.is_plain() {
             return self.finish_request(request, Status::Ok);
         }
         let mut left = count;
         while let Some(bio) = request.advance(&mut left) {
-            self.finish(bio, Status::Ok);
+            // Not the last bio of its chain.
+            let _ = self.finish(bio, Status::Ok);
         }
         request.state_mut().retries = 0;
         if request.len() == 0 {
-            self.finish_request(request, Status::Ok);
-        } else {
-            self.again.push_back(request);
+            return self.finish_request(request, Status::Ok);
         }
+        self.again.push_back(request);
+        None
     }
 
     /// A block of which the bio has a part was read or written, `wholly` or not: then it is once more from its start.
-    fn moved_block(&mut self, mut request: Request, wholly: bool) {
+    fn moved_block(&mut self, mut request: Request, wholly: bool) -> Option<Completed> {
         let (Some(partial), Some(bounce)) = (request.state().partial, &request.bio().bounce) else {
             unreachable!("a part of a block is bounced")
         };
@@ -102,18 +107,20 @@ impl RequestQueue {
         }
         self.account(&request, len);
         request.state_mut().retries = 0;
-        self.finish_request(request, Status::Ok);
+        self.finish_request(request, Status::Ok)
     }
 
-    fn write_back(&mut self, mut request: Request, fua: bool) {
+    fn write_back(&mut self, mut request: Request, fua: bool) -> Option<Completed> {
         request.state_mut().command = Command::Write { dsync: fua && !self.config.ignore_flush };
         request.state_mut().retries = 0;
         self.again.push_back(request);
+        None
     }
 
-    fn try_again(&mut self, mut request: Request) {
+    fn try_again(&mut self, mut request: Request) -> Option<Completed> {
         request.state_mut().retries += 1;
         self.again.push_back(request);
+        None
     }
 
     /// Counts bytes that the guest wanted read or written.
@@ -130,18 +137,19 @@ impl RequestQueue {
     }
 
     /// A range was discarded or zeroed; with FUA that still has to be made durable.
-    fn changed(&mut self, mut request: Request) {
+    fn changed(&mut self, mut request: Request) -> Option<Completed> {
         let fua = matches!(request.bio().op, Op::Discard { fua: true } | Op::WriteZeroes { fua: true, .. });
         if fua && !self.config.ignore_flush {
             request.state_mut().command = Command::Sync;
             self.again.push_back(request);
+            None
         } else {
-            self.finish_request(request, Status::Ok);
+            self.finish_request(request, Status::Ok)
         }
     }
 
     /// The disk does not know the command: the next best way, for this request and all that follow.
-    fn fall_back(&mut self, request: Request) {
+    fn fall_back(&mut self, request: Request) -> Option<Completed> {
         match request.command() {
             Command::Zero { unmap: true } => self.unsupported.zero_unmap = true,
             Command::Zero { unmap: false } => self.unsupported.zero = true,
@@ -150,11 +158,12 @@ impl RequestQueue {
         log::info!("{}: the disk cannot {:?}; going on without", self.config.name, request.command());
         let bio = self.release(request);
         self.parked.push_front(bio);
+        None
     }
 
     /// The disk knows the command, but not for such a range or not now: for one that is not whole blocks of a device, which
     /// matter to it and not to its page cache (EINVAL), or one whose pages in the page cache are being written (EBUSY).
-    fn do_another_way(&mut self, request: Request) {
+    fn do_another_way(&mut self, request: Request) -> Option<Completed> {
         if request.command() == Command::Discard {
             // It is advisory.
             return self.finish_request(request, Status::Ok);
@@ -162,6 +171,7 @@ impl RequestQueue {
         let mut bio = self.release(request);
         bio.zero_by_writing = true;
         self.parked.push_front(bio);
+        None
     }
 
     /// The first failures are told, then ever fewer: a guest must not fill the log.
@@ -198,21 +208,34 @@ impl RequestQueue {
     }
 
     #[inline]
-    pub(super) fn finish_request(&mut self, request: Request, mut status: Status) {
+    fn finish_request(&mut self, request: Request, mut status: Status) -> Option<Completed> {
         if request.was_copied_in_vain() {
             status = Status::IoErr;
         }
         let mut bios = self.release(request);
         while let Some(next) = bios.next.take() {
             let bio = std::mem::replace(&mut bios, next);
-            self.finish(bio, status);
+            // Not the last bio of its chain.
+            let _ = self.finish(bio, status);
         }
-        self.finish(bios, status);
+        self.finish(bios, status)
     }
 
-    /// A bio is done; with the last of its chain the chain is.
+    /// A request is done without the engine having said so.
+    pub(super) fn end_early(&mut self, request: Request, status: Status) {
+        let completed = self.finish_request(request, status);
+        self.done.extend(completed);
+    }
+
+    /// A bio is done without the engine.
+    pub(super) fn finish_early(&mut self, bio: Box<Bio>, status: Status) {
+        let completed = self.finish(bio, status);
+        self.done.extend(completed);
+    }
+
+    /// A bio is done. Returns its chain if it was the last of it.
     #[inline(always)]
-    pub(super) fn finish(&mut self, bio: Box<Bio>, status: Status) {
+    fn finish(&mut self, bio: Box<Bio>, status: Status) -> Option<Completed> {
         let index = bio.chain;
         self.bios.put(bio);
         let chain = &mut self.chains[index as usize];
@@ -220,15 +243,20 @@ impl RequestQueue {
             chain.status = status;
         }
         chain.pending -= 1;
-        if chain.pending == 0 && chain.is_late {
-            self.landed(index);
-        } else if chain.pending == 0 {
-            let Chain { cookie, status, bytes, .. } = *chain;
-            self.stats.chains.add(1);
-            self.stats.failed.add(u64::from(status == Status::IoErr));
-            self.free_chains.push(index);
-            self.done.push(Completed { cookie, status, bytes });
+        if chain.pending > 0 {
+            return None;
         }
+        if chain.is_late {
+            self.landed(index);
+            return None;
+        }
+        let Chain { cookie, status, bytes, .. } = *chain;
+        self.free_chains.push(index);
+        self.stats.chains.add(1);
+        if status == Status::IoErr {
+            self.stats.failed.add(1);
+        }
+        Some(Completed { cookie, status, bytes })
     }
 }
 

@@ -58,7 +58,7 @@ impl RequestQueue {
     /// Fails what waits for space: the queue is to be emptied, and that may take for ever.
     pub fn fail_stopped(&mut self) {
         while let Some(request) = self.stopped.pop_front() {
-            self.finish_request(request, Status::IoErr);
+            self.end_early(request, Status::IoErr);
         }
     }
 }

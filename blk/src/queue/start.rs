@@ -24,14 +24,14 @@ impl RequestQueue {
         if self.chains[bio.chain as usize].status != Status::Ok || self.is_fenced() {
             // Another part of the same chain has failed, so this part need not be tried; or the disk must not be asked.
             self.drop_claim();
-            self.finish(bio, Status::IoErr);
+            self.finish_early(bio, Status::IoErr);
             return Ok(());
         }
         let command = match self.next_step(&mut bio) {
             Step::Run(command) => command,
             Step::End(status) => {
                 self.drop_claim();
-                self.finish(bio, status);
+                self.finish_early(bio, status);
                 return Ok(());
             }
         };
@@ -39,7 +39,7 @@ impl RequestQueue {
         if piece.bounce.is_some() && matches!(command, Command::Discard | Command::SecureErase) {
             // A part of a block: it has no space to give back, and cannot be erased.
             let part = self.cut(bio, piece.bytes);
-            self.finish(part, if command == Command::Discard { Status::Ok } else { Status::IoErr });
+            self.finish_early(part, if command == Command::Discard { Status::Ok } else { Status::IoErr });
             return Ok(());
         }
         let Ok(held) = self.hold(&bio, piece) else { return Err(bio) };
