@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::guest_ram::GuestRam;
+use crate::device::Device;
+use crate::service::ServiceSetup;
+use crate::vring::RingSetup;
 
 /// How long something may take that has to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,6 +48,32 @@ impl Driver {
         [self.at, self.at + Self::AVAIL, self.at + Self::USED]
     }
 
+    /// What it takes to serve the ring, without event indices.
+    pub(crate) fn setup(&self, device: &Arc<Device>, index: u16) -> ServiceSetup {
+        let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
+        let [desc, avail, used] = self.parts();
+        ServiceSetup {
+            name: "test".to_owned(),
+            index,
+            ring: RingSetup {
+                size: self.size,
+                desc,
+                avail,
+                used,
+                next_avail: self.next_avail,
+                event_idx: false,
+                indirect: true,
+            },
+            inflight: None,
+            memory: Arc::clone(self.ram.memory()),
+            lock: device.disk().lock().acquire(|| ()).expect("nobody has it"),
+            device: Arc::clone(device),
+            kick: share(&self.kick),
+            call: Some(share(&self.call)),
+            err: Some(share(&self.err)),
+        }
+    }
+
     /// Makes a request available: a header, 512 bytes of data and a status, in three descriptors from `3 * slot` on.
     pub(crate) fn offer(&mut self, slot: u16, kind: u32, sector: u64) {
         let number = u64::from(slot);
@@ -54,11 +83,16 @@ impl Driver {
         let flags = if kind == 1 { 1 } else { 3 };
         let descs = [(header, 16_u32, 1_u16), (self.data(slot), 512, flags), (self.status(slot), 1, 2)];
         for (n, (addr, len, flags)) in (3 * slot..).zip(descs) {
-            let next = (n + 1).to_le_bytes();
-            let desc = [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next].concat();
-            self.ram.write(self.at + 16 * u64::from(n), &desc);
+            self.write_descriptor(n, addr, len, flags);
         }
         self.offer_head(3 * slot);
+    }
+
+    /// Writes a descriptor, which if it has a next one has the one after it.
+    pub(crate) fn write_descriptor(&self, n: u16, addr: u64, len: u32, flags: u16) {
+        let next = (n + 1).to_le_bytes();
+        let desc = [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next].concat();
+        self.ram.write(self.at + 16 * u64::from(n), &desc);
     }
 
     /// Makes a head available.

@@ -10,25 +10,16 @@ use crate::doubles::guest_ram::GuestRam;
 const RAM: std::ops::Range<u64> = 0x1_0000..0x8_0000;
 const TABLE: u64 = 0x4_0000;
 
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
 fn start(size: u16) -> (Service, Driver, TestDisk) {
-    let disk = TestDisk::new(64);
-    let ram = Arc::new(GuestRam::new(&[RAM]));
-    let driver = Driver::new(&ram, RAM.start, size);
-    let [desc, avail, used] = driver.parts();
-    let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
-    let device = disk.device(1);
-    let setup = ServiceSetup {
-        name: "test".to_owned(),
-        index: 0,
-        ring: RingSetup { size, desc, avail, used, next_avail: 0, event_idx: false, indirect: true },
-        inflight: None,
-        memory: Arc::clone(ram.memory()),
-        lock: device.disk().lock().acquire(|| ()).expect("nobody has it"),
-        device,
-        kick: share(&driver.kick),
-        call: Some(share(&driver.call)),
-        err: Some(share(&driver.err)),
-    };
+    start_on(TestDisk::new(64), size)
+}
+
+fn start_on(disk: TestDisk, size: u16) -> (Service, Driver, TestDisk) {
+    let driver = Driver::new(&Arc::new(GuestRam::new(&[RAM])), RAM.start, size);
+    let setup = driver.setup(&disk.device(1), 0);
     (Service::start(setup, None, Arc::new(NobodyWaits)).expect("a good ring"), driver, disk)
 }
 
@@ -120,6 +111,38 @@ fn a_turn_is_bounded_by_the_descriptors_that_it_takes() {
     }
     assert!(!service.turn(false), "until there is not");
     assert_eq!(driver.ram.read(TABLE, 1), [2], "UNSUPP");
+}
+
+/// Offers reads of so many KiB, whole times 64: all into the same memory, from the start of the disk on.
+fn offer_large(driver: &mut Driver, heads: u16, kib: u32) {
+    let shared = heads..heads + u16::try_from(kib / 64).expect("few");
+    let header = 0x4_0000;
+    driver.ram.write(header, &[0; 16]);
+    for data in shared.clone() {
+        driver.write_descriptor(data, header + 0x100, 64 << 10, NEXT | WRITE);
+    }
+    driver.write_descriptor(shared.end, header + 0x20, 1, WRITE);
+    for head in 0..heads {
+        let desc = [&header.to_le_bytes()[..], &16_u32.to_le_bytes(), &NEXT.to_le_bytes()];
+        let next = [&shared.start.to_le_bytes()[..]];
+        driver.ram.write(driver.at + 16 * u64::from(head), &[&desc[..], &next].concat().concat());
+        driver.offer_head(head);
+    }
+}
+
+#[test]
+fn a_turn_is_bounded_by_the_bytes_that_it_moves() {
+    // Half a MiB, and the chain that goes past it. A turn would take four heads at least.
+    for (kib, per_turn) in [(128, 4), (192, 3), (384, 2), (512, 1), (1024, 1)] {
+        let (mut service, mut driver, _disk) = start_on(TestDisk::new(2048), 64);
+        offer_large(&mut driver, 12, kib);
+        for turn in 1..=12 / per_turn {
+            assert!(service.turn(false), "there is more to do");
+            assert_eq!((driver.used_idx(), calls(&driver)), (turn * per_turn, 1), "{kib} KiB, turn {turn}");
+        }
+        assert!(!service.turn(false), "until there is not");
+        assert_eq!(driver.ram.read(0x4_0020, 1), [0], "OK");
+    }
 }
 
 #[test]

@@ -12,7 +12,6 @@ use super::*;
 use crate::doubles::disk::TestDisk;
 use crate::doubles::driver::{Driver, PATIENCE, event_fd, take_events};
 use crate::doubles::guest_ram::GuestRam;
-use crate::vring::RingSetup;
 
 type MakeReactor = fn() -> io::Result<Reactor>;
 
@@ -36,7 +35,9 @@ impl Bench {
         let place = |ring: u16| 0x10_0000 + u64::from(ring) * Driver::BYTES as u64;
         let ram = Arc::new(GuestRam::flat(place(0)..place(rings)));
         let drivers: Vec<_> = (0..rings).map(|ring| Driver::new(&ram, place(ring), 16)).collect();
-        let serve = |(index, driver)| workers.serve(setup(driver, &device, index)).expect("a good ring");
+        let serve = |(index, driver): (u16, &Driver)| {
+            workers.serve(driver.setup(&device, index)).expect("a good ring")
+        };
         let served = (0..rings).zip(&drivers).map(serve).collect();
         Self { workers, disk, drivers, served }
     }
@@ -49,30 +50,6 @@ impl Bench {
 
 fn share(file: &File) -> Arc<File> {
     Arc::new(file.try_clone().expect("an fd is free"))
-}
-
-fn setup(driver: &Driver, device: &Arc<crate::device::Device>, index: u16) -> ServiceSetup {
-    let [desc, avail, used] = driver.parts();
-    ServiceSetup {
-        name: "test".to_owned(),
-        index,
-        ring: RingSetup {
-            size: driver.size,
-            desc,
-            avail,
-            used,
-            next_avail: driver.next_avail,
-            event_idx: false,
-            indirect: true,
-        },
-        inflight: None,
-        memory: Arc::clone(driver.ram.memory()),
-        lock: device.disk().lock().acquire(|| ()).expect("nobody has it"),
-        device: Arc::clone(device),
-        kick: share(&driver.kick),
-        call: Some(share(&driver.call)),
-        err: Some(share(&driver.err)),
-    }
 }
 
 #[test]
@@ -126,7 +103,7 @@ fn a_driver_that_kicks_only_when_it_is_asked_to_is_not_forgotten() {
         let mut bench = Bench::new(kind, 1);
         assert_eq!(bench.served.pop().expect("a ring").stop(|| ()), Stopped::default());
         let driver = &mut bench.drivers[0];
-        let mut setup = setup(driver, &bench.disk.device(1), 0);
+        let mut setup = driver.setup(&bench.disk.device(1), 0);
         setup.ring.event_idx = event_idx;
         let served = bench.workers.serve(setup).expect("a good ring");
         let (mut free, mut kicks, rounds) = (vec![0, 1, 2, 3, 4], 0_u32, 4000);
@@ -173,7 +150,7 @@ fn what_is_available_before_the_start_is_served_without_a_kick() {
         let device = bench.disk.device(1);
         assert_eq!(bench.served.pop().expect("a ring").stop(|| ()), Stopped::default());
         let driver = &mut bench.drivers[0];
-        let setup = setup(driver, &device, 0);
+        let setup = driver.setup(&device, 0);
         driver.offer(0, 0, 0);
         let served = bench.workers.serve(setup).expect("a good ring");
         assert_eq!(driver.done(), (0, 0, 513));
@@ -187,7 +164,7 @@ fn the_engine_on_io_uring_needs_a_thread_that_has_one() {
     let workers = Workers::start_with(&WorkersOptions::new(1), Reactor::epoll).expect("a thread");
     let ram = Arc::new(GuestRam::flat(0x1_0000..0x2_0000));
     let driver = Driver::new(&ram, 0x1_0000, 16);
-    let refused = workers.serve(setup(&driver, &disk.device(1), 0));
+    let refused = workers.serve(driver.setup(&disk.device(1), 0));
     assert!(matches!(refused, Err(StartError::Host(_))));
 }
 
