@@ -12,6 +12,7 @@ mod discard_options;
 mod hostile_messages;
 mod hostile_requests;
 mod hostile_rings;
+mod idle;
 mod inflight;
 mod isolation;
 mod lifecycle;
