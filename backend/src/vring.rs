@@ -262,7 +262,7 @@ impl Vring {
     ///
     /// # Panics
     /// When the head is not in flight.
-    #[inline]
+    #[inline(always)]
     pub fn put_used(&mut self, head: u16, len: u32) {
         let was_in_flight = std::mem::take(&mut self.in_flight[usize::from(head)]);
         assert!(was_in_flight, "a head is given back once");

@@ -73,9 +73,9 @@ impl TagSet {
     ///
     /// # Panics
     /// When more come back than were given.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, tag: Tag) {
-        assert!(self.free.len() < usize::from(self.depth), "tag {} came back twice", tag.0);
+        assert!(self.free.len() < usize::from(self.depth), "a tag came back twice");
         self.free.push(tag);
     }
 
@@ -216,6 +216,15 @@ impl Request {
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
         self.0.next.is_none() && self.0.bounce.is_none()
+    }
+
+    /// Whether it is a read or a write, and `count` bytes are all that it has to do.
+    #[inline]
+    pub(crate) fn is_all_moved(&self, count: u32) -> bool {
+        let RequestState { command, range, .. } = &self.0.state;
+        matches!(command, Command::Read | Command::Write { .. })
+            && u64::from(count) == range.len()
+            && count > 0
     }
 
     /// Whether data was copied from or to memory that the guest may have had no more by then. Where nothing is copied, the

@@ -27,6 +27,18 @@ impl RequestQueue {
     #[inline]
     pub(super) fn end(&mut self, request: Request, result: IoResult) -> Option<Completed> {
         self.stalled = false;
+        match result {
+            // As most end: all was moved at once, and nothing is to be copied or divided.
+            Ok(count) if request.is_plain() && request.is_all_moved(count) && self.late() == 0 => {
+                self.account(&request, count);
+                let bio = self.release(request);
+                self.finish(bio, Status::Ok)
+            }
+            _ => self.end_otherwise(request, result),
+        }
+    }
+
+    fn end_otherwise(&mut self, request: Request, result: IoResult) -> Option<Completed> {
         if self.late() > 0 && self.chains[request.bio().chain as usize].is_late {
             // Nobody waits for it, and its guest may have its memory back.
             return self.finish_request(request, Status::IoErr);
@@ -63,12 +75,8 @@ impl RequestQueue {
     }
 
     /// `count` bytes were read or written; when that is not all, the rest is tried.
-    #[inline]
     fn moved(&mut self, mut request: Request, count: u32) -> Option<Completed> {
         self.account(&request, count);
-        if u64::from(count) == request.len() && request.is_plain() {
-            return self.finish_request(request, Status::Ok);
-        }
         let mut left = count;
         while let Some(bio) = request.advance(&mut left) {
             // Not the last bio of its chain.
@@ -124,7 +132,7 @@ impl RequestQueue {
     }
 
     /// Counts bytes that the guest wanted read or written.
-    #[inline]
+    #[inline(always)]
     fn account(&mut self, request: &Request, count: u32) {
         if request.command() == Command::Read {
             // What a chain has in memory was checked to fit a u32.
@@ -197,7 +205,7 @@ impl RequestQueue {
     }
 
     /// Gives back the tag and the blocks of a request. The bios that are not done are left.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, mut request: Request) -> Box<Bio> {
         if let (Some(held), Some(writes)) = (request.state_mut().held.take(), &self.writes) {
             writes.overlaps.put(writes.writer, held);
@@ -207,7 +215,6 @@ impl RequestQueue {
         bios
     }
 
-    #[inline]
     fn finish_request(&mut self, request: Request, mut status: Status) -> Option<Completed> {
         if request.was_copied_in_vain() {
             status = Status::IoErr;
