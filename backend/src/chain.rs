@@ -10,6 +10,9 @@
 //! Framing is free (virtio 1.3, 2.7.4): the header is the first 16 readable bytes and the status is the last writable
 //! byte, wherever descriptors begin and end. A chain in which no status byte can be found cannot be answered and is a
 //! [`RingFault`]; whatever else is wrong is answered with a status.
+//!
+//! What every request comes through is always inlined, here and in the lists and pools that it uses: the compiler takes
+//! it for too large, and each call would cost more than what is in it (`scripts/instructions.sh` counts that).
 
 mod segments;
 
