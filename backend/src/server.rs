@@ -5,7 +5,7 @@
 //! once, unless the other one has said nothing for so long that it hardly will. A disconnect stops the rings and waits
 //! for their I/O; then the next front-end is served.
 
-use std::fmt::Arguments;
+use std::fmt::{self, Arguments};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use log::Level;
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
@@ -147,8 +148,9 @@ impl Serving {
         let meanwhile = Refusing { serving: Arc::clone(self), listener: listener.cloned() };
         let (device, workers) = (Arc::clone(&self.device), Arc::clone(&self.workers));
         let session = Session::new(&self.name, device, workers, Box::new(meanwhile))?;
+        let who = Credentials::of(&stream);
         let mut connection = Connection::new(stream, session, &self.name, &self.log)?;
-        self.log(Level::Info, format_args!("a front-end has connected"));
+        self.log(Level::Info, format_args!("a front-end has connected: {who}"));
         let end = self.converse(&mut connection, listener.map(Arc::as_ref));
         drop(connection);
         self.device.config().disconnect();
@@ -199,9 +201,10 @@ impl Serving {
 
     fn refuse(&self, listener: Option<&UnixListener>) -> io::Result<()> {
         if let Some(listener) = listener
-            && self.accept(listener)?.is_some()
+            && let Some(stream) = self.accept(listener)?
         {
-            self.log(Level::Warn, format_args!("a second front-end was refused: one is connected"));
+            let who = Credentials::of(&stream);
+            self.log(Level::Warn, format_args!("a second front-end was refused, one is connected: {who}"));
         }
         Ok(())
     }
@@ -244,6 +247,27 @@ impl Meanwhile for Refusing {
             if self.serving.refuse(listener).is_err() {
                 return;
             }
+        }
+    }
+}
+
+/// Who is at the other end of a connection, as the kernel knows it (unix(7), SO_PEERCRED): who has connected, or, of a
+/// connection that was handed over, who has made it. What they do later changes nothing about it.
+struct Credentials(nix::Result<UnixCredentials>);
+
+impl Credentials {
+    fn of(stream: &UnixStream) -> Self {
+        Self(getsockopt(stream, PeerCredentials))
+    }
+}
+
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            // Of another namespace, which has no number in ours.
+            Ok(who) if who.pid() == 0 => write!(f, "user {}, group {}", who.uid(), who.gid()),
+            Ok(who) => write!(f, "process {}, user {}, group {}", who.pid(), who.uid(), who.gid()),
+            Err(error) => write!(f, "nobody knows who ({error})"),
         }
     }
 }

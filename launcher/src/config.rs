@@ -157,10 +157,13 @@ fn size(value: &DeValue<'_>) -> Result<usize, String> {
 fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), String> {
     let key = Key::find(name)?;
     match (key.kind, value) {
-        (ValueKind::Text | ValueKind::Size, DeValue::String(text)) => key.set(spec, text),
+        (ValueKind::Text | ValueKind::Name | ValueKind::Size, DeValue::String(text)) => key.set(spec, text),
         (ValueKind::Switch, DeValue::Boolean(on)) => key.set(spec, if *on { "on" } else { "off" }),
         (ValueKind::Seconds, DeValue::Float(number)) => key.set(spec, number.as_str()),
-        (ValueKind::Number | ValueKind::Size | ValueKind::Seconds, DeValue::Integer(number)) => {
+        (
+            ValueKind::Number | ValueKind::Name | ValueKind::Size | ValueKind::Seconds,
+            DeValue::Integer(number),
+        ) => {
             // Hexadecimal and the like are numbers, too: the parsers of the command line know decimal ones.
             match i64::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => key.set(spec, &number.to_string()),
@@ -168,6 +171,7 @@ fn set(spec: &mut DiskSpec, name: &str, value: &DeValue<'_>) -> Result<(), Strin
             }
         }
         (ValueKind::Text, _) => Err("must be a text in quotes".into()),
+        (ValueKind::Name, _) => Err("must be a name in quotes, or a number".into()),
         (ValueKind::Switch, _) => Err("must be true or false".into()),
         (ValueKind::Number, _) => Err("must be a number, without quotes".into()),
         (ValueKind::Seconds, _) => Err("must be a number of seconds, without quotes".into()),

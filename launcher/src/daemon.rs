@@ -24,7 +24,7 @@ use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk};
 use crate::signals::{StopSignals, Wake};
-use crate::socket::{self, SocketFile};
+use crate::socket::{self, SocketAccess, SocketFile};
 
 /// All disks of a plan, being served. Dropping it stops it, as [`Daemon::stop`] does.
 pub(crate) struct Daemon {
@@ -60,7 +60,7 @@ impl Daemon {
         let mut sockets = Vec::new();
         let mut files = Vec::new();
         for (planned, (device, place)) in plan.disks.iter().zip(opened) {
-            let (socket, file) = make(place).with_context(|| planned.at_endpoint())?;
+            let (socket, file) = make(place, &planned.access).with_context(|| planned.at_endpoint())?;
             sockets.push((planned, device, socket));
             files.extend(file);
         }
@@ -213,10 +213,10 @@ fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {
     }
 }
 
-fn make(place: Place<'_>) -> Result<(Socket, Option<SocketFile>)> {
+fn make(place: Place<'_>, access: &SocketAccess) -> Result<(Socket, Option<SocketFile>)> {
     Ok(match place {
         Place::ToBind(path) => {
-            let (listener, file) = socket::listen_at(path)?;
+            let (listener, file) = socket::listen_at(path, access)?;
             (Socket::Listener(listener), Some(file))
         }
         Place::Inherited(InheritedSocket::Listening(listener)) => (Socket::Listener(listener), None),

@@ -13,6 +13,9 @@ use sluice_backend::device::{Device, ID_BYTES};
 use sluice_blk::disk::{Cache, Discard, Locking};
 use sluice_blk::queue::OnEnospc;
 
+use crate::accounts::{Group, parse_group};
+use crate::socket::SocketMode;
+
 mod engine;
 mod key;
 
@@ -27,10 +30,22 @@ pub(crate) const QUEUE_SIZE_DEFAULT: u16 = 256;
 pub(crate) struct SocketArgs {
     /// Listen on a Unix socket at this path
     ///
-    /// Created with mode 0600 and removed at the end. A socket that is left from a dead process is replaced, one that
+    /// Removed at the end. A socket that is left from a dead process is replaced, one that
     /// a living process serves never, and neither is anything that is not a socket. At most 107 bytes.
     #[arg(long, value_name = "PATH", conflicts_with = "fd", help_heading = "Socket")]
     pub(crate) socket_path: Option<PathBuf>,
+
+    /// The group of the socket, a name or a number [default: --group, else the group of new files there]
+    ///
+    /// The socket never has another one. Its owner is --user, else who starts sluice.
+    #[arg(long, value_name = "GROUP", value_parser = parse_group, conflicts_with = "fd", help_heading = "Socket")]
+    pub(crate) socket_group: Option<Group>,
+
+    /// The permissions of the socket in octal, such as 0660 [default: 0600]
+    ///
+    /// Whoever may write to it can read and write the disk. The socket never has another mode, whatever the umask.
+    #[arg(long, value_name = "MODE", value_parser = parse_socket_mode, conflicts_with = "fd", help_heading = "Socket")]
+    pub(crate) socket_mode: Option<SocketMode>,
 
     /// Use this inherited descriptor instead: a listening or a connected Unix socket
     ///
@@ -217,6 +232,10 @@ fn parse_fd(text: &str) -> Result<RawFd, String> {
         Ok(fd) if fd >= 0 => Ok(fd),
         _ => Err("must be the number of an inherited descriptor, such as 3".into()),
     }
+}
+
+fn parse_socket_mode(text: &str) -> Result<SocketMode, String> {
+    text.parse()
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {

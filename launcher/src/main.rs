@@ -1,7 +1,8 @@
 //! `sluice`, the program: disks for virtual machines over vhost-user sockets.
 //!
 //! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
-//! [`worker_args`] the options of the threads; [`config`] the configuration file; [`plan`] all disks, checked as a whole. [`daemon`] serves a plan on sockets made
+//! [`worker_args`] the options of the threads, [`accounts`] users and groups; [`config`] the configuration file; [`plan`]
+//! all disks, checked as a whole. [`daemon`] serves a plan on sockets made
 //! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
 //! machine, [`mod@bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
@@ -15,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use sluice_mem::sigbus;
 
+mod accounts;
 mod bench;
 mod capabilities;
 mod cli;

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use sluice_blk::disk::Medium;
 
-use crate::disk_args::{DiskArgs, DiskSpec, EngineName};
+use crate::disk_args::{DiskArgs, DiskSpec, EngineName, SocketArgs};
+use crate::socket::SocketAccess;
 use crate::worker_args::WorkerArgs;
 
 /// What somebody who called the program must mend; all of it at once.
@@ -43,6 +44,8 @@ pub(crate) enum Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlannedDisk {
     pub(crate) endpoint: Endpoint,
+    /// Who may connect, where the socket is to be made.
+    pub(crate) access: SocketAccess,
     pub(crate) medium: Medium,
     pub(crate) options: DiskArgs,
     origin: Origin,
@@ -130,7 +133,8 @@ impl PlannedDisk {
 
     /// The disk alone, on a socket at this path.
     pub(crate) fn on_socket(socket_path: PathBuf, medium: Medium, options: DiskArgs) -> Self {
-        Self { endpoint: Endpoint::Path(socket_path), medium, options, origin: Origin::Arguments }
+        let (endpoint, access) = (Endpoint::Path(socket_path), SocketAccess::default());
+        Self { endpoint, access, medium, options, origin: Origin::Arguments }
     }
 }
 
@@ -198,6 +202,7 @@ fn give_activated(
 /// Makes a planned disk of a described one, or says what is missing.
 fn complete(spec: DiskSpec, origin: Origin, errors: &mut Vec<String>) -> Option<PlannedDisk> {
     let DiskSpec { socket, disk } = spec;
+    let access = access(&socket, &origin, errors);
     let endpoint = match (socket.socket_path, socket.fd) {
         (Some(path), None) => Some(Endpoint::Path(path)),
         (None, Some(fd)) => Some(Endpoint::Inherited(fd)),
@@ -217,7 +222,28 @@ fn complete(spec: DiskSpec, origin: Origin, errors: &mut Vec<String>) -> Option<
         }
     };
     let medium = medium(&disk, &origin).map_err(|why| errors.push(why)).ok();
-    Some(PlannedDisk { endpoint: endpoint?, medium: medium?, options: disk, origin })
+    Some(PlannedDisk { endpoint: endpoint?, access, medium: medium?, options: disk, origin })
+}
+
+/// Who may connect. Of a socket that somebody else has made, they have decided that.
+fn access(socket: &SocketArgs, origin: &Origin, errors: &mut Vec<String>) -> SocketAccess {
+    let given = [
+        ("socket-group", socket.socket_group.map(|group| group.gid.to_string())),
+        ("socket-mode", socket.socket_mode.map(|mode| mode.to_string())),
+    ];
+    for (key, value) in given {
+        if let (Some(value), true) = (value, socket.fd.is_some()) {
+            errors.push(format!(
+                "{}: is for a socket that is made at socket-path, an inherited one is what it is",
+                origin.at(key, &value)
+            ));
+        }
+    }
+    SocketAccess {
+        mode: socket.socket_mode.unwrap_or_default(),
+        uid: None,
+        gid: socket.socket_group.map(|group| group.gid),
+    }
 }
 
 /// What a disk is on: a file, which has its size, or none, which is given one.

@@ -9,26 +9,34 @@
 //! Probing and replacing are two steps. Between them the directory is locked (flock on the directory itself: no lock
 //! file is left behind, and the kernel releases it when we die), so that of two daemons started at once the second
 //! probes only when the first holds its socket. A program that does not take this lock can still lose its socket in
-//! that instant if it binds to the same path; bind itself never replaces anything.
+//! that instant if it binds to the same path; we never replace what is there.
+//!
+//! A socket is bound in a directory that nobody else can enter, made ready there (owner, group, mode, listening), and gets
+//! its name by rename(2). So whoever finds the name finds a socket that listens, and that never had another owner or mode:
+//! there is no moment in which somebody could connect who may not, and none in which somebody could not who may. That
+//! costs a curiosity: ss(8) and /proc/net/unix show sockets by the name that they were bound by, in `.sluice-XXXXXX`.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Access, FlockOperation, Mode, access, fchmod, flock};
+use rustix::fs::{Access, CWD, FlockOperation, RenameFlags, access, chmod, chown, flock, renameat_with};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use rustix::process::{Gid, Uid};
+
+mod access;
+
+pub(crate) use access::{SocketAccess, SocketMode};
 
 /// The longest path that fits a socket address: 108 bytes with the NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
-/// Only the owner may connect: who can write to the socket can read and write the disk.
-const MODE: Mode = Mode::from_bits_retain(0o600);
 /// Front-ends that may wait to be accepted or refused.
 const BACKLOG: i32 = 16;
 /// How long another daemon may take to bind its sockets in the same directory: that is a matter of microseconds.
@@ -94,7 +102,10 @@ pub(crate) fn check(path: &Path) -> Result<(), SocketError> {
 }
 
 /// Makes a listening socket at the path, in the place of a stale one if need be.
-pub(crate) fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+pub(crate) fn listen_at(
+    path: &Path,
+    access: &SocketAccess,
+) -> Result<(UnixListener, SocketFile), SocketError> {
     check(path)?;
     let _lock = lock_directory(directory_of(path)?, LOCK_WAIT_MAX)?;
     if probe(path)? == Place::Stale {
@@ -102,22 +113,58 @@ pub(crate) fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), Socke
             .map_err(|error| SocketError::System("remove the stale socket there", error))?;
         log::info!("replacing the stale socket {}", path.display());
     }
-    let listener = bind_and_listen(path)?;
+    let listener = listen_unseen(path, access)?;
     let identity =
         identity(path).map_err(|error| SocketError::System("look at the socket just made", error))?;
     Ok((listener, SocketFile { path: path.into(), identity }))
 }
 
-fn bind_and_listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let socket = stream_socket(SocketType::STREAM)?;
-    // The file takes the mode of the socket that is bound: there is no moment in which others could connect.
-    fchmod(&socket, MODE).map_err(|error| SocketError::System("set the socket's mode", error.into()))?;
-    match bind(&socket, &address(path)?) {
-        Err(Errno::ADDRINUSE) => return Err(SocketError::Live),
-        result => result.map_err(|error| SocketError::System("bind a socket there", error.into()))?,
+/// Makes the socket where nobody sees it, and gives it its name when it is ready.
+fn listen_unseen(path: &Path, access: &SocketAccess) -> Result<UnixListener, SocketError> {
+    let name = path.file_name().ok_or(SocketError::NoName)?;
+    // Gone, with everything in it, when this returns.
+    let private = tempfile::Builder::new()
+        .prefix(".sluice-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(directory_of(path)?)
+        .map_err(|error| SocketError::System("make a directory beside it", error))?;
+    let unseen = private.path().join(name);
+    let socket = bind_at(&unseen, private.path())?;
+    let system = |what| move |error: Errno| SocketError::System(what, error.into());
+    if access.uid.is_some() || access.gid.is_some() {
+        chown(&unseen, access.uid.map(Uid::from_raw), access.gid.map(Gid::from_raw)).map_err(system(
+            "give the socket to that owner (that takes CAP_CHOWN, or to belong to the group)",
+        ))?;
     }
-    listen(&socket, BACKLOG).map_err(|error| SocketError::System("listen", error.into()))?;
+    chmod(&unseen, access.mode.into()).map_err(system("set the socket's mode"))?;
+    listen(&socket, BACKLOG).map_err(system("listen"))?;
+    name_socket(&unseen, path)?;
     Ok(socket.into())
+}
+
+/// Binds a socket at a path that may be longer than an address can have.
+fn bind_at(path: &Path, directory: &Path) -> Result<rustix::fd::OwnedFd, SocketError> {
+    let socket = stream_socket(SocketType::STREAM)?;
+    let failed = |error: io::Error| SocketError::System("bind a socket there", error);
+    let bound = if path.as_os_str().len() <= PATH_BYTES_MAX {
+        bind(&socket, &address(path)?)
+    } else {
+        let directory = File::open(directory).map_err(failed)?;
+        let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        bind(&socket, &address(&Path::new(&link).join(path.file_name().ok_or(SocketError::NoName)?))?)
+    };
+    bound.map_err(|error| failed(error.into()))?;
+    Ok(socket)
+}
+
+fn name_socket(unseen: &Path, path: &Path) -> Result<(), SocketError> {
+    let failed = |error: io::Error| SocketError::System("give the socket its name", error);
+    match renameat_with(CWD, unseen, CWD, path, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => Err(SocketError::Live),
+        // Some file systems cannot say no. Nothing was there a moment ago, and the directory is locked.
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(unseen, path).map_err(failed),
+        result => result.map_err(|error| failed(error.into())),
+    }
 }
 
 /// Finds out what stands at the path.

@@ -14,6 +14,8 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         # The first disk.
         [[disk]]
         socket-path = "/run/a.sock"
+        socket-group = 107
+        socket-mode = "0660"
         blk-file = '/srv/a.img'
         read-only = true
         cache = "directsync"
@@ -45,7 +47,7 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         specs,
         [
             parse_disk_option(
-                "socket-path=/run/a.sock,blk-file=/srv/a.img,read-only,cache=directsync,num-queues=4,\
+                "socket-path=/run/a.sock,socket-group=107,socket-mode=0660,blk-file=/srv/a.img,read-only,cache=directsync,num-queues=4,\
                  queue-size=1024,serial=root disk,logical-block-size=4096,discard=ignore,\
                  discard-granularity=32K,write-zeroes=off,on-enospc=stop,io-timeout=2.5,memory-budget=64M,engine=sync"
             )
@@ -82,7 +84,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:6: disk #1: num-queues = \"4\": must be a number, without quotes",
             "d.toml:7: disk #1: queue-size = 300: must be a power of two from 2 to 1024",
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
-            "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, fd, blk-file, \
+            "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, socket-group, socket-mode, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
              discard-alignment, write-zeroes, lock, on-enospc, io-timeout, memory-budget, engine, size",
             "d.toml:12: disk #2: io-timeout = \"30\": must be a number of seconds, without quotes",

@@ -3,15 +3,17 @@
 //! The parsers are those of the command line, so that a value means the same wherever it stands.
 
 use super::{
-    DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_io_timeout, parse_lock,
+    DiskSpec, parse_cache, parse_discard, parse_engine, parse_fd, parse_group, parse_io_timeout, parse_lock,
     parse_logical_block_size, parse_num_queues, parse_on_enospc, parse_path, parse_queue_size, parse_serial,
-    parse_size, parse_size32, parse_size64, parse_switch,
+    parse_size, parse_size32, parse_size64, parse_socket_mode, parse_switch,
 };
 
 /// What a configuration file writes as the value of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueKind {
     Text,
+    /// A text, or a number that stands for it.
+    Name,
     Number,
     /// A number of bytes, or a text with a unit.
     Size,
@@ -28,9 +30,15 @@ pub(crate) struct Key {
 }
 
 /// All options of a disk, in the order of the help.
-pub(crate) const KEYS: [Key; 19] = [
+pub(crate) const KEYS: [Key; 21] = [
     Key::new("socket-path", ValueKind::Text, |spec, text| {
         store(&mut spec.socket.socket_path, parse_path(text))
+    }),
+    Key::new("socket-group", ValueKind::Name, |spec, text| {
+        store(&mut spec.socket.socket_group, parse_group(text))
+    }),
+    Key::new("socket-mode", ValueKind::Text, |spec, text| {
+        store(&mut spec.socket.socket_mode, parse_socket_mode(text))
     }),
     Key::new("fd", ValueKind::Number, |spec, text| store(&mut spec.socket.fd, parse_fd(text))),
     Key::new("blk-file", ValueKind::Text, |spec, text| store(&mut spec.disk.blk_file, parse_path(text))),

@@ -13,7 +13,12 @@ fn parse_arguments(arguments: &[&str]) -> Result<DiskSpec, clap::Error> {
 
 fn every_option() -> DiskSpec {
     DiskSpec {
-        socket: SocketArgs { socket_path: Some("/run/a.sock".into()), fd: None },
+        socket: SocketArgs {
+            socket_path: Some("/run/a.sock".into()),
+            socket_group: Some(Group { gid: 107 }),
+            socket_mode: Some("0660".parse().unwrap()),
+            fd: None,
+        },
         disk: DiskArgs {
             blk_file: Some("/srv/a.img".into()),
             read_only: true,
@@ -48,6 +53,8 @@ fn the_command_line_and_the_table_know_the_same_options() {
 fn every_option_is_read_alike_with_an_equals_sign_with_a_space_and_in_a_disk_option() {
     let with_equals = [
         "--socket-path=/run/a.sock",
+        "--socket-group=107",
+        "--socket-mode=0660",
         "--blk-file=/srv/a.img",
         "--read-only",
         "--cache=directsync",
@@ -109,10 +116,12 @@ fn a_comma_that_was_not_doubled_is_explained() {
 
 #[test]
 fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
-    let text = "socket-path=,fd=x,read-only=maybe,cache=fast,num-queues=0,queue-size=3,\
+    let text = "socket-path=,socket-group=no such,socket-mode=8,fd=x,read-only=maybe,cache=fast,num-queues=0,queue-size=3,\
                 serial=123456789012345678901,logical-block-size=1024,engine=aio,lock=on,on-enospc=ignore,io-timeout=0,sizes=x,size=0,colour=x,blk-file,num-queues=2,";
     let expected = [
         "socket-path=: must be a path, and is empty",
+        "socket-group=no such: there is no group of this name",
+        "socket-mode=8: must be permissions in octal, from 0000 to 0777, such as 0660",
         "fd=x: must be the number of an inherited descriptor, such as 3",
         "read-only=maybe: must be on or off",
         "cache=fast: must be one of none, writeback, writethrough, directsync, unsafe",
@@ -126,7 +135,7 @@ fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
         "io-timeout=0: must be a number of seconds from 0.1 to 3600",
         "sizes=x: there is no such option; did you mean size?",
         "size=0: must be a size such as 4096, 64K, 16M or 1G",
-        "colour=x: there is no such option; a disk has socket-path, fd, blk-file, read-only, cache, num-queues, \
+        "colour=x: there is no such option; a disk has socket-path, socket-group, socket-mode, fd, blk-file, read-only, cache, num-queues, \
          queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, write-zeroes, \
          lock, on-enospc, io-timeout, memory-budget, engine, size",
         "blk-file: has no value: write blk-file=VALUE",

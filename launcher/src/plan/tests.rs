@@ -145,3 +145,15 @@ fn a_disk_has_a_file_or_a_size_as_its_engine_needs() {
         ]
     );
 }
+
+#[test]
+fn a_socket_that_is_made_has_its_mode_and_group_and_an_inherited_one_keeps_its_own() {
+    let plan = plan_of(&["socket-path=/a,socket-mode=0660,socket-group=7,engine=ram,size=1M"], &[]).unwrap();
+    let access = SocketAccess { mode: "0660".parse().unwrap(), uid: None, gid: Some(7) };
+    assert_eq!(plan.disks[0].access, access);
+    let words = "is for a socket that is made at socket-path, an inherited one is what it is";
+    assert_eq!(
+        errors_of(&["socket-mode=600,socket-group=7,engine=ram,size=1M"], &[3]),
+        [format!("--disk #1: socket-group=7: {words}"), format!("--disk #1: socket-mode=0600: {words}")]
+    );
+}

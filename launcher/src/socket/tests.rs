@@ -1,8 +1,9 @@
 //! Sockets that are free, stale and live, and everything else that can stand at a path.
 
-use std::os::unix::fs::PermissionsExt;
+use std::collections::BTreeSet;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -10,9 +11,13 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+    listen_at(path, &SocketAccess::default())
+}
+
 fn error_at(path: &Path) -> String {
     let checked = check(path).expect_err("no socket can be made here").to_string();
-    assert_eq!(listen_at(path).expect_err("no socket can be made here").to_string(), checked);
+    assert_eq!(listen(path).expect_err("no socket can be made here").to_string(), checked);
     checked
 }
 
@@ -22,13 +27,103 @@ fn a_socket_that_is_made_takes_connections_from_its_owner_only_and_goes_with_its
     let path = directory.path().join("s");
     check(&path).unwrap();
     assert!(!path.exists(), "a check makes nothing");
-    let (listener, file) = listen_at(&path).unwrap();
+    let (listener, file) = listen(&path).unwrap();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
     let client = UnixStream::connect(&path).unwrap();
     listener.accept().unwrap();
     drop(client);
     drop(file);
     assert!(!path.exists());
+}
+
+/// Mode, owner and group of a file, if there is one.
+fn looks(path: &Path) -> Option<(u32, u32, u32)> {
+    let metadata = path.symlink_metadata().ok()?;
+    Some((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()))
+}
+
+#[test]
+fn whoever_looks_sees_no_other_mode_or_owner_than_the_last_and_can_connect() {
+    let directory = directory();
+    let me = directory.path().metadata().unwrap();
+    // Only root can give files away.
+    let (uid, gid) = if me.uid() == 0 { (4321, 1234) } else { (me.uid(), me.gid()) };
+    let access = SocketAccess { mode: "0660".parse().unwrap(), uid: Some(uid), gid: Some(gid) };
+    const ROUNDS: usize = 200;
+    let paths: Vec<_> = (0..ROUNDS).map(|round| directory.path().join(format!("s{round}"))).collect();
+    let (round, done) = (Barrier::new(2), AtomicBool::new(false));
+    let mut seen = BTreeSet::new();
+    std::thread::scope(|scope| {
+        let maker = scope.spawn(|| {
+            let make = |path: &PathBuf| {
+                round.wait();
+                listen_at(path, &access).unwrap()
+            };
+            paths.iter().map(make).collect::<Vec<_>>()
+        });
+        let other_looker = scope.spawn(|| {
+            let mut modes = BTreeSet::new();
+            while !done.load(Ordering::Relaxed) {
+                modes.extend(modes_of_directories_in(directory.path()));
+            }
+            assert!(
+                modes.is_subset(&BTreeSet::from([0o700])),
+                "others can go to where sockets are made: {modes:?}"
+            );
+        });
+        for path in &paths {
+            round.wait();
+            let first = loop {
+                if let Some(looks) = looks(path) {
+                    break looks;
+                }
+            };
+            seen.insert((first, UnixStream::connect(path).is_ok()));
+            seen.insert((looks(path).unwrap(), true));
+        }
+        drop(maker.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        other_looker.join().unwrap();
+    });
+    assert_eq!(seen, BTreeSet::from([((0o660, uid, gid), true)]));
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+fn modes_of_directories_in(directory: &Path) -> Vec<u32> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let metadata = entries.filter_map(|entry| entry.ok()?.metadata().ok());
+    metadata.filter(std::fs::Metadata::is_dir).map(|metadata| metadata.mode() & 0o7777).collect()
+}
+
+#[test]
+fn the_umask_changes_nothing() {
+    let directory = directory();
+    for (mode, bits) in [("0666", 0o666), ("0777", 0o777), ("0000", 0)] {
+        let path = directory.path().join(mode);
+        let access = SocketAccess { mode: mode.parse().unwrap(), ..SocketAccess::default() };
+        let _socket = listen_at(&path, &access).unwrap();
+        assert_eq!(looks(&path).unwrap().0, bits, "the usual umask takes 0022 away");
+    }
+}
+
+#[test]
+fn a_path_just_short_enough_needs_no_shorter_one() {
+    let directory = directory();
+    let length = PATH_BYTES_MAX - directory.path().as_os_str().len() - 1;
+    let path = directory.path().join("x".repeat(length));
+    let (_listener, _file) = listen(&path).unwrap();
+    UnixStream::connect(&path).unwrap();
+}
+
+#[test]
+fn a_socket_that_somebody_else_named_meanwhile_is_left_alone() {
+    let directory = directory();
+    let (path, unseen) = (directory.path().join("s"), directory.path().join("unseen"));
+    let theirs = UnixListener::bind(&path).unwrap();
+    let _ours = UnixListener::bind(&unseen).unwrap();
+    assert!(matches!(name_socket(&unseen, &path), Err(SocketError::Live)));
+    UnixStream::connect(&path).unwrap();
+    theirs.accept().unwrap();
 }
 
 #[test]
@@ -39,7 +134,7 @@ fn a_stale_socket_is_replaced() {
     let stale = identity(&path).unwrap();
     check(&path).unwrap();
     assert_eq!(identity(&path).unwrap(), stale, "a check replaces nothing");
-    let (listener, _file) = listen_at(&path).unwrap();
+    let (listener, _file) = listen(&path).unwrap();
     let _client = UnixStream::connect(&path).unwrap();
     listener.accept().unwrap();
 }
@@ -70,7 +165,7 @@ fn a_live_socket_with_a_full_backlog_is_live_at_once() {
     let path = directory.path().join("s");
     let socket = stream_socket(SocketType::STREAM).unwrap();
     bind(&socket, &address(&path).unwrap()).unwrap();
-    listen(&socket, 0).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
     let _waiting = UnixStream::connect(&path).unwrap();
     assert!(matches!(check(&path), Err(SocketError::Live)));
 }
@@ -119,7 +214,7 @@ fn a_path_where_no_socket_can_be_says_why() {
 #[test]
 fn a_directory_that_takes_no_files_is_an_error() {
     // Nobody, not even root, makes files there.
-    let error = listen_at(Path::new("/proc/self/s")).unwrap_err().to_string();
+    let error = listen(Path::new("/proc/self/s")).unwrap_err().to_string();
     assert!(error.starts_with("cannot ") || error.starts_with("the directory"), "{error}");
 }
 
@@ -133,7 +228,7 @@ fn of_daemons_that_start_at_once_on_a_stale_socket_exactly_one_wins() {
         let results: Vec<_> = std::thread::scope(|scope| {
             let one = || {
                 start.wait();
-                listen_at(&path)
+                listen(&path)
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -152,7 +247,7 @@ fn of_daemons_that_start_at_once_on_a_stale_socket_exactly_one_wins() {
 fn a_file_that_somebody_put_in_the_place_of_ours_stays() {
     let directory = directory();
     let path = directory.path().join("s");
-    let (_listener, file) = listen_at(&path).unwrap();
+    let (_listener, file) = listen(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     let _other = UnixListener::bind(&path).unwrap();
     drop(file);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -288,4 +288,34 @@ fn there_are_as_many_workers_as_is_said_and_they_stay_where_they_are_to() {
     ]));
     assert_eq!(code, Some(1));
     assert!(words.contains("CPU 1023"), "{words}");
+}
+
+#[test]
+fn the_log_says_who_connects() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let daemon = serve(&socket, &disk, &[]);
+    let mut served = FrontEnd::connect(&socket);
+    served.features();
+    // Refused, in the same words.
+    drop(UnixStream::connect(&socket).unwrap());
+    served.features();
+    let words = daemon.end();
+    let me = place.path().metadata().unwrap();
+    let who = format!("process {}, user {}, group {}", std::process::id(), me.uid(), me.gid());
+    assert!(words.contains(&format!("a front-end has connected: {who}\n")), "{words}");
+    assert!(words.contains(&format!("a second front-end was refused, one is connected: {who}\n")), "{words}");
+}
+
+#[test]
+fn a_socket_has_the_mode_and_the_group_that_are_asked_for() {
+    let place = Place::new();
+    let (socket, disk) = (place.at("s"), place.disk("d"));
+    let me = place.path().metadata().unwrap();
+    let gid = if me.uid() == 0 { 1234 } else { me.gid() };
+    let daemon = serve(&socket, &disk, &["--socket-mode=0660", &format!("--socket-group={gid}")]);
+    FrontEnd::connect(&socket).features();
+    let metadata = socket.metadata().unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o660, me.uid(), gid));
+    daemon.end();
 }

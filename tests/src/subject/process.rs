@@ -204,12 +204,21 @@ impl Process {
     }
 }
 
-/// Whether somebody listens on a socket: it has its name a moment before that, and not every client tries again.
+/// Whether somebody listens on a socket: it can have its name a moment before that, and not every client tries again.
 fn listens(socket: &Path) -> bool {
     // Num RefCount Protocol Flags Type St Inode Path, where the flag is __SO_ACCEPTCON (unix(7), linux/net.h).
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("there is a list of sockets");
-    let path = socket.to_str().expect("a temporary directory has a plain name");
-    sockets.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some("00010000"))
+    // The path is that by which it was bound: some make a socket in a directory beside, and move it.
+    let is_it = |path: &Path| {
+        let directory = path.parent();
+        path.file_name() == socket.file_name()
+            && [directory, directory.and_then(Path::parent)].contains(&socket.parent())
+    };
+    socket.exists()
+        && sockets.lines().any(|line| {
+            let mut fields = line.split_whitespace();
+            fields.nth(3) == Some("00010000") && fields.nth(3).is_some_and(|path| is_it(Path::new(path)))
+        })
 }
 
 impl Backend for Process {
