@@ -4,15 +4,66 @@
 //! front-end: it is not ours to change, and the front-end may change it, or fill the counter, between any check of ours
 //! and the write. A worker that waits for one front-end would serve nobody.
 //!
-//! The kernel itself can signal an event fd without waiting: a [`SignalRing`] makes it do so.
+//! The kernel itself can signal an event fd without waiting: a [`SignalRing`] makes it do so. Where a process gives up the
+//! right to make rings, it makes them in advance: that is what [`SignalRings`] are for.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_blk::engine::signal::SignalRing;
+
+/// Rings that signal event fds, for whoever has one to be signalled at the time.
+#[derive(Debug)]
+pub struct SignalRings {
+    free: Mutex<Vec<SignalRing>>,
+    /// Whether more can be made.
+    grows: bool,
+}
+
+impl SignalRings {
+    /// As many as are needed, each made when it is.
+    #[must_use]
+    pub fn growing() -> Arc<Self> {
+        Arc::new(Self { free: Mutex::default(), grows: true })
+    }
+
+    /// So many, made now, and no more. Without io_uring there are none.
+    #[must_use]
+    pub fn fixed(count: usize) -> Arc<Self> {
+        let made = (0..count).map_while(|_| {
+            SignalRing::new().inspect_err(|error| log::debug!("no ring for an event fd: {error}")).ok()
+        });
+        Arc::new(Self { free: Mutex::new(made.collect()), grows: false })
+    }
+
+    /// A ring that signals `file`, if there is one and it can be signalled.
+    fn take(&self, file: &File) -> Option<SignalRing> {
+        let free = self.lock().pop();
+        let mut ring = match free {
+            None if self.grows => SignalRing::new().ok()?,
+            free => free?,
+        };
+        if let Err(error) = ring.bind(file.as_fd()) {
+            log::debug!("no ring for an event fd: {error}");
+            self.lock().push(ring);
+            return None;
+        }
+        Some(ring)
+    }
+
+    fn give_back(&self, mut ring: SignalRing) {
+        if ring.release().is_ok() {
+            self.lock().push(ring);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SignalRing>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// An event fd of a front-end's.
 #[derive(Debug)]
@@ -20,15 +71,14 @@ pub struct Call {
     /// None on hosts without io_uring.
     ring: Option<SignalRing>,
     file: Arc<File>,
+    rings: Arc<SignalRings>,
 }
 
 impl Call {
-    /// Calls by `file`.
+    /// Calls by `file`, with one of `rings` until it is dropped.
     #[must_use]
-    pub fn new(file: Arc<File>) -> Self {
-        let ring = SignalRing::new(file.as_fd())
-            .inspect_err(|error| log::debug!("no ring for an event fd: {error}"));
-        Self { ring: ring.ok(), file }
+    pub fn new(file: Arc<File>, rings: &Arc<SignalRings>) -> Self {
+        Self { ring: rings.take(&file), file, rings: Arc::clone(rings) }
     }
 
     /// Signals the event fd. A front-end may hand over an fd that cannot be signalled, or that nobody reads: no matter
@@ -37,6 +87,14 @@ impl Call {
         let signalled = self.ring.as_mut().is_some_and(|ring| ring.signal().is_ok());
         if !signalled {
             write_if_there_is_room(&self.file);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.take() {
+            self.rings.give_back(ring);
         }
     }
 }
@@ -68,7 +126,8 @@ mod tests {
     }
 
     fn both(file: &Arc<File>) -> [Call; 2] {
-        [Call::new(Arc::clone(file)), Call { ring: None, file: Arc::clone(file) }]
+        let [some, none] = [SignalRings::growing(), SignalRings::fixed(0)];
+        [Call::new(Arc::clone(file), &some), Call::new(Arc::clone(file), &none)]
     }
 
     #[test]
@@ -107,8 +166,26 @@ mod tests {
         let file = Arc::new(File::from(
             rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("an fd"),
         ));
-        let mut call = Call::new(file);
+        let rings = SignalRings::fixed(1);
+        let mut call = Call::new(file, &rings);
         assert!(call.ring.is_none());
         call.signal();
+        let event = Arc::new(event_fd(EventfdFlags::NONBLOCK));
+        assert!(Call::new(event, &rings).ring.is_some(), "the ring is there for others");
+    }
+
+    #[test]
+    fn rings_made_in_advance_signal_one_event_fd_after_another() {
+        let rings = SignalRings::fixed(1);
+        let [first, second] = [(); 2].map(|()| Arc::new(event_fd(EventfdFlags::NONBLOCK)));
+        for file in [&first, &second, &first] {
+            let mut call = Call::new(Arc::clone(file), &rings);
+            call.signal();
+            let other = Call::new(Arc::clone(&second), &rings);
+            assert!(call.ring.is_some() && other.ring.is_none(), "there is one");
+            drop(call);
+            assert_eq!(take_events(file, Duration::ZERO), 1);
+        }
+        assert_eq!(Arc::strong_count(&first), 1);
     }
 }

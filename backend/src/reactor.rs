@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
-use sluice_blk::engine::ring::{Client, Ring, Wait};
+use sluice_blk::engine::ring::{Client, DormantRing, Ring, Wait};
 
 /// An event fd was written to.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,16 @@ pub enum Reactor {
     Epoll(OwnedFd),
 }
 
-impl Reactor {
+/// A reactor that no thread uses yet. It may be sent to the one that is to.
+#[derive(Debug)]
+pub enum DormantReactor {
+    /// See [`Reactor::Uring`].
+    Uring(Box<DormantRing>),
+    /// See [`Reactor::Epoll`].
+    Epoll(OwnedFd),
+}
+
+impl DormantReactor {
     /// Entries that can be submitted between two system calls.
     const RING_ENTRIES: u32 = 256;
 
@@ -41,9 +50,8 @@ impl Reactor {
     /// # Errors
     /// When it has not even epoll.
     pub fn new() -> io::Result<Self> {
-        let with_ring = Ring::new(Self::RING_ENTRIES).and_then(|ring| Ok((ring.client(64)?, ring)));
-        match with_ring {
-            Ok((client, ring)) => Ok(Self::Uring { ring, client }),
+        match DormantRing::new(Self::RING_ENTRIES) {
+            Ok(ring) => Ok(Self::Uring(Box::new(ring))),
             Err(error) => {
                 log::warn!("no io_uring on this host ({error}): using epoll");
                 Self::epoll()
@@ -59,6 +67,22 @@ impl Reactor {
         Ok(Self::Epoll(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
+    /// The reactor, for the calling thread.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn wake(self) -> io::Result<Reactor> {
+        match self {
+            Self::Uring(ring) => {
+                let ring = ring.wake()?;
+                Ok(Reactor::Uring { client: ring.client(64)?, ring })
+            }
+            Self::Epoll(poll) => Ok(Reactor::Epoll(poll)),
+        }
+    }
+}
+
+impl Reactor {
     /// The ring, for the engines of this thread.
     #[must_use]
     pub fn ring(&self) -> Option<&Ring> {

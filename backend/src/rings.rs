@@ -334,7 +334,7 @@ impl Rings {
                 let line = format_args!("{}: {}; it stands still", self.name, chain(&error));
                 self.device.faults().log(log::Level::Warn, line);
                 if let Some(err) = &self.rings[index as usize].err {
-                    Call::new(Arc::clone(err)).signal();
+                    Call::new(Arc::clone(err), self.workers.signals()).signal();
                 }
             }
         }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use log::Level;
@@ -40,6 +41,8 @@ pub struct Server {
     stop: Arc<Event>,
     ended: Arc<Event>,
     thread: Option<JoinHandle<()>>,
+    /// Held back until this says otherwise.
+    gate: Option<Sender<()>>,
 }
 
 impl Server {
@@ -48,18 +51,46 @@ impl Server {
     /// # Errors
     /// When the host has no thread or no event fd.
     pub fn start(name: &str, device: Arc<Device>, workers: Arc<Workers>, socket: Socket) -> io::Result<Self> {
+        let mut server = Self::held_back(name, device, workers, socket)?;
+        server.open();
+        Ok(server)
+    }
+
+    /// As [`Server::start`], but nothing is read and nobody accepted before [`Server::open`]: for who has something to do
+    /// in between that needs all threads.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn held_back(
+        name: &str,
+        device: Arc<Device>,
+        workers: Arc<Workers>,
+        socket: Socket,
+    ) -> io::Result<Self> {
         let (stop, ended) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
         let (name, log) = (name.to_owned(), Ratelimit::default());
         let serving = Arc::new(Serving { name, device, workers, stop: Arc::clone(&stop), log });
         let end = Ended(Arc::clone(&ended));
+        let (gate, opened) = channel();
         // Linux cuts names of threads at 15 bytes.
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            if let Err(error) = serving.run(socket) {
+            // An error: it is stopped before it was opened.
+            if opened.recv().is_ok()
+                && let Err(error) = serving.run(socket)
+            {
                 log::error!("{}: cannot be served any more: {error}", serving.name);
             }
             drop(end);
         })?;
-        Ok(Self { stop, ended, thread: Some(thread) })
+        Ok(Self { stop, ended, thread: Some(thread), gate: Some(gate) })
+    }
+
+    /// Begins to serve.
+    pub fn open(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            // The thread waits for this, and for nothing else.
+            let _ = gate.send(());
+        }
     }
 
     /// Becomes readable when the server has ended by itself: a connected front-end has left, or the host failed.
@@ -82,6 +113,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ask_to_stop();
+        self.gate = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

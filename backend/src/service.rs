@@ -23,7 +23,7 @@ use sluice_mem::gfp::Gfp;
 use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::slice::GuestSlice;
 
-use crate::call::Call;
+use crate::call::{Call, SignalRings};
 use crate::chain::{Action, BlkStatus, ChainParser};
 use crate::device::Device;
 use crate::inflight::InflightSetup;
@@ -83,6 +83,7 @@ pub struct Service {
     kick: Arc<File>,
     call: Option<Call>,
     err: Option<Arc<File>>,
+    signals: Arc<SignalRings>,
     /// Whether the driver kicks for what it makes available. While it does not, somebody has to look at the ring.
     armed: bool,
     broken: bool,
@@ -104,12 +105,17 @@ impl Service {
     /// may be would take a thousand times as long as small ones.
     const TURN_DESCRIPTORS: u64 = 2048;
 
-    /// Starts serving, on the thread of `ring` that `wake` wakes. Kicks from before count: whatever is available already
+    /// Starts serving, on the thread of `ring` that `wake` wakes; the driver is called with `signals`. Kicks from before count: whatever is available already
     /// is served.
     ///
     /// # Errors
     /// [`StartError`]; then nothing was started.
-    pub fn start(setup: ServiceSetup, ring: Option<&Ring>, wake: Arc<dyn Wake>) -> Result<Self, StartError> {
+    pub fn start(
+        setup: ServiceSetup,
+        ring: Option<&Ring>,
+        wake: Arc<dyn Wake>,
+        signals: &Arc<SignalRings>,
+    ) -> Result<Self, StartError> {
         let pin = MemPin::new(setup.memory);
         let vring = Vring::start(&setup.ring, &pin, setup.inflight.as_ref())?;
         let depth = vring.size().max(2);
@@ -118,7 +124,7 @@ impl Service {
         let config = queue_config(&setup.name, &device, setup.index, depth, wake);
         let queue = RequestQueue::new(config, engine).map_err(StartError::Host)?;
         log::debug!("{}: ring of {} from index {}", setup.name, vring.size(), vring.next_avail());
-        let mut call = setup.call.map(Call::new);
+        let mut call = setup.call.map(|call| Call::new(call, signals));
         if vring.is_resumed()
             && let Some(call) = &mut call
         {
@@ -136,6 +142,7 @@ impl Service {
             kick: setup.kick,
             call,
             err: setup.err,
+            signals: Arc::clone(signals),
             armed: false,
             broken: false,
             _lock: setup.lock,
@@ -151,7 +158,9 @@ impl Service {
     /// Calls the driver by another fd from now on, and at once: a call that has gone to the old fd while the front-end
     /// was changing it was perhaps not seen. A driver takes a call too many for nothing.
     pub fn set_call(&mut self, call: Option<Arc<File>>) {
-        self.call = call.map(Call::new);
+        // Its ring is there for the new one.
+        self.call = None;
+        self.call = call.map(|call| Call::new(call, &self.signals));
         self.call_driver();
     }
 
@@ -345,7 +354,7 @@ impl Service {
         self.device.faults().log(log::Level::Warn, line);
         self.broken = true;
         if let Some(err) = &self.err {
-            Call::new(Arc::clone(err)).signal();
+            Call::new(Arc::clone(err), &self.signals).signal();
         }
     }
 }

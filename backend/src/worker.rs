@@ -28,6 +28,7 @@ use rustix::thread::sched_yield;
 use sluice_blk::engine::ring::Wait;
 use sluice_blk::overlap::Wake as WakeQueue;
 
+use crate::call::SignalRings;
 use crate::event::Event;
 use crate::pace::Pace;
 use crate::reactor::{Reactor, Wake};
@@ -148,6 +149,7 @@ pub struct Worker {
     /// Rings that were stopped, and of which the disk has not answered all. They are kept until it has.
     late: Vec<Service>,
     reactor: Reactor,
+    signals: Arc<SignalRings>,
     pace: Pace,
     wakes: Vec<Wake>,
     mailbox: Arc<Mailbox>,
@@ -159,18 +161,24 @@ impl Worker {
     /// The mailbox's token; rings have those below.
     const MAILBOX: u32 = u32::MAX - 1;
 
-    /// A worker for the calling thread, which waits on `reactor`, and stays awake for up to `poll_max` for work that may
-    /// come soon.
+    /// A worker for the calling thread, which waits on `reactor`, calls drivers with `signals`, and stays awake for up to
+    /// `poll_max` for work that may come soon.
     ///
     /// # Errors
     /// When the kernel cannot watch the mailbox.
-    pub fn new(mailbox: Arc<Mailbox>, mut reactor: Reactor, poll_max: Duration) -> io::Result<Self> {
+    pub fn new(
+        mailbox: Arc<Mailbox>,
+        mut reactor: Reactor,
+        signals: Arc<SignalRings>,
+        poll_max: Duration,
+    ) -> io::Result<Self> {
         reactor.watch(mailbox.event.as_fd(), Self::MAILBOX)?;
         Ok(Self {
             rings: Vec::new(),
             active: Vec::new(),
             late: Vec::new(),
             reactor,
+            signals,
             pace: Pace::new(poll_max),
             wakes: Vec::with_capacity(64),
             mailbox,
@@ -312,8 +320,8 @@ impl Worker {
     }
 
     fn start(&mut self, setup: ServiceSetup) -> Result<RingId, StartError> {
-        let service =
-            Service::start(setup, self.reactor.ring(), Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>)?;
+        let wake = Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>;
+        let service = Service::start(setup, self.reactor.ring(), wake, &self.signals)?;
         let (token, index) = self.free_token();
         self.reactor.watch(service.kick_fd().as_fd(), token).map_err(StartError::Host)?;
         self.rings.insert(index, Served { service, token, active: false, idle_turns: 0, stopping: None });

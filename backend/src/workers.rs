@@ -1,4 +1,7 @@
 //! The workers of a daemon: a fixed number of threads that share the rings of all disks.
+//!
+//! They are made in two steps: [`PreparedWorkers`] have everything that a sandbox would refuse, and no thread, so that
+//! whoever makes them can confine itself before there are threads, which it would have to confine one by one.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +13,8 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::reactor::Reactor;
+use crate::call::SignalRings;
+use crate::reactor::DormantReactor;
 use crate::service::{ServiceSetup, StartError};
 use crate::worker::{Command, Mailbox, RingId, Stopped, Worker};
 
@@ -23,6 +27,9 @@ pub struct WorkersOptions {
     pub cpus: Vec<usize>,
     /// How long a worker that has nothing to do may stay awake for work that comes soon. Zero: not at all.
     pub poll_max: Duration,
+    /// How many event fds of front-ends can be signalled at a time: those of all running rings, and one for each thread
+    /// that may find one broken. None: as many as there are, but then the process must be let make an io_uring for each.
+    pub signals: Option<usize>,
 }
 
 impl WorkersOptions {
@@ -32,7 +39,54 @@ impl WorkersOptions {
     /// So many threads, with all else as it is by default.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self { count, cpus: Vec::new(), poll_max: Self::POLL_MAX }
+        Self { count, cpus: Vec::new(), poll_max: Self::POLL_MAX, signals: None }
+    }
+}
+
+/// Workers before they have their threads.
+#[derive(Debug)]
+pub struct PreparedWorkers {
+    seats: Vec<Seat>,
+    signals: Arc<SignalRings>,
+}
+
+/// What a thread is made of.
+#[derive(Debug)]
+struct Seat {
+    reactor: DormantReactor,
+    mailbox: Arc<Mailbox>,
+    cpu: Option<usize>,
+    poll_max: Duration,
+}
+
+impl PreparedWorkers {
+    /// Everything for as many threads as `options` say, at least one, each on a reactor of its own.
+    ///
+    /// # Errors
+    /// When the host has no reactor for one.
+    pub fn new(options: &WorkersOptions, reactor: fn() -> io::Result<DormantReactor>) -> io::Result<Self> {
+        let mut cpus = options.cpus.iter().copied().cycle();
+        let seats = (0..options.count.max(1)).map(|_| {
+            let (reactor, mailbox) = (reactor()?, Mailbox::new()?);
+            Ok(Seat { reactor, mailbox, cpu: cpus.next(), poll_max: options.poll_max })
+        });
+        let seats = seats.collect::<io::Result<_>>()?;
+        let signals = options.signals.map_or_else(SignalRings::growing, SignalRings::fixed);
+        Ok(Self { seats, signals })
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the host has no thread for one, or not the CPU that it is to stay on.
+    pub fn start(self) -> io::Result<Arc<Workers>> {
+        let Self { seats, signals } = self;
+        let mut workers = Workers { threads: Vec::new(), signals, next: AtomicUsize::new(0) };
+        for (index, seat) in seats.into_iter().enumerate() {
+            let thread = Thread::start(format!("worker-{index}"), seat, Arc::clone(&workers.signals))?;
+            workers.threads.push(thread);
+        }
+        Ok(Arc::new(workers))
     }
 }
 
@@ -40,6 +94,7 @@ impl WorkersOptions {
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<Thread>,
+    signals: Arc<SignalRings>,
     /// Which worker gets the next ring.
     next: AtomicUsize,
 }
@@ -54,26 +109,15 @@ impl Workers {
     /// Starts `count` threads, at least one.
     ///
     /// # Errors
-    /// As [`Workers::start_with`].
+    /// As [`PreparedWorkers::new`] and [`PreparedWorkers::start`].
     pub fn start(count: usize) -> io::Result<Arc<Self>> {
-        Self::start_with(&WorkersOptions::new(count), Reactor::new)
+        PreparedWorkers::new(&WorkersOptions::new(count), DormantReactor::new)?.start()
     }
 
-    /// Starts threads, each on a reactor of its own.
-    ///
-    /// # Errors
-    /// When the host has no thread or no reactor for one, or not the CPU that it is to stay on.
-    pub fn start_with(
-        options: &WorkersOptions,
-        reactor: fn() -> io::Result<Reactor>,
-    ) -> io::Result<Arc<Self>> {
-        let mut workers = Self { threads: Vec::new(), next: AtomicUsize::new(0) };
-        let mut cpus = options.cpus.iter().copied().cycle();
-        for index in 0..options.count.max(1) {
-            let name = format!("worker-{index}");
-            workers.threads.push(Thread::start(name, cpus.next(), options.poll_max, reactor)?);
-        }
-        Ok(Arc::new(workers))
+    /// What event fds of front-ends are signalled with.
+    #[must_use]
+    pub fn signals(&self) -> &Arc<SignalRings> {
+        &self.signals
     }
 
     /// Serves a ring, on the thread whose turn it is. Waits until it is served.
@@ -103,19 +147,11 @@ impl Drop for Workers {
 }
 
 impl Thread {
-    fn start(
-        name: String,
-        cpu: Option<usize>,
-        poll_max: Duration,
-        reactor: fn() -> io::Result<Reactor>,
-    ) -> io::Result<Self> {
-        let mailbox = Mailbox::new()?;
+    fn start(name: String, seat: Seat, signals: Arc<SignalRings>) -> io::Result<Self> {
+        let mailbox = Arc::clone(&seat.mailbox);
         let (reply, answer) = channel();
-        let own = Arc::clone(&mailbox);
         let handle = std::thread::Builder::new().name(name).spawn(move || {
-            // The ring has to be made by the thread that uses it.
-            let worker = cpu.map_or(Ok(()), stay_on).and_then(|()| reactor());
-            let worker = match worker.and_then(|reactor| Worker::new(own, reactor, poll_max)) {
+            let worker = match seat.take(signals) {
                 Ok(worker) => worker,
                 Err(error) => return drop(reply.send(Err(error))),
             };
@@ -128,6 +164,15 @@ impl Thread {
         })?;
         answer.recv().map_err(|_| io::Error::other("a worker thread ended at once"))??;
         Ok(Self { mailbox, handle: Some(handle) })
+    }
+}
+
+impl Seat {
+    /// The worker, on the calling thread.
+    fn take(self, signals: Arc<SignalRings>) -> io::Result<Worker> {
+        let Self { reactor, mailbox, cpu, poll_max } = self;
+        cpu.map_or(Ok(()), stay_on)?;
+        Worker::new(mailbox, reactor.wake()?, signals, poll_max)
     }
 }
 

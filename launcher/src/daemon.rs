@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use sluice_backend::device::{Device, DeviceOptions};
-use sluice_backend::reactor::Reactor;
+use sluice_backend::reactor::DormantReactor;
 use sluice_backend::server::{Server, Socket};
-use sluice_backend::workers::Workers;
+use sluice_backend::workers::PreparedWorkers;
 use sluice_blk::disk::{Disk, DiskOptions, EngineKind, serial_of};
 use sluice_blk::queue::QueueMemory;
 use sluice_mem::budget::Budget;
@@ -66,8 +66,9 @@ impl Daemon {
         }
         let queues = sockets.iter().map(|(_, device, _)| usize::from(device.num_queues())).sum();
         let options = plan.workers.options(queues, cpus);
-        let workers =
-            Workers::start_with(&options, Reactor::new).context("cannot start threads for the queues")?;
+        let workers = PreparedWorkers::new(&options, DormantReactor::new)
+            .and_then(PreparedWorkers::start)
+            .context("cannot start threads for the queues")?;
         let mut servers = Vec::new();
         for (planned, device, socket) in sockets {
             announce(planned, &device);

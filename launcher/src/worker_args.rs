@@ -42,6 +42,7 @@ impl WorkerArgs {
             poll_max: self
                 .poll_max_us
                 .map_or(WorkersOptions::POLL_MAX, |us| Duration::from_micros(us.into())),
+            signals: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
+use sluice_backend::call::SignalRings;
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::service::{Service, ServiceSetup};
 use sluice_backend::vring::RingSetup;
@@ -149,7 +150,7 @@ fn service(memory: Arc<GuestMem>) -> Service {
         call: None,
         err: None,
     };
-    Service::start(setup, None, Arc::new(Alone)).expect("a good ring")
+    Service::start(setup, None, Arc::new(Alone), &SignalRings::growing()).expect("a good ring")
 }
 
 /// Writes all that requests are made of, and the available ring, in which they follow one another over and over.

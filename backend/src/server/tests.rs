@@ -373,3 +373,25 @@ fn a_host_without_fds_serves_again_when_it_has_some() {
     bench.check_serves_soon();
     assert!(bench.stop() < Duration::from_secs(2));
 }
+
+#[test]
+fn a_server_that_is_held_back_reads_nothing_before_it_is_opened_and_can_be_stopped() {
+    let disk = TestDisk::new(1024);
+    let held_back = || {
+        let (front, theirs) = UnixStream::pair().unwrap();
+        let workers = Workers::start(1).unwrap();
+        let socket = Socket::Connected(theirs);
+        (FrontEnd::new(front), Server::held_back("test", disk.device(1), workers, socket).unwrap())
+    };
+    let (front, mut server) = held_back();
+    let features = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| front.ask(GET_FEATURES, &[]));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!asking.is_finished(), "it was answered");
+        server.open();
+        asking.join().unwrap()
+    });
+    assert_eq!(features.len(), 8);
+    let (_front, server) = held_back();
+    server.stop();
+}

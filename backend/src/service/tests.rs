@@ -20,7 +20,11 @@ fn start(size: u16) -> (Service, Driver, TestDisk) {
 fn start_on(disk: TestDisk, size: u16) -> (Service, Driver, TestDisk) {
     let driver = Driver::new(&Arc::new(GuestRam::new(&[RAM])), RAM.start, size);
     let setup = driver.setup(&disk.device(1), 0);
-    (Service::start(setup, None, Arc::new(NobodyWaits)).expect("a good ring"), driver, disk)
+    (
+        Service::start(setup, None, Arc::new(NobodyWaits), &SignalRings::growing()).expect("a good ring"),
+        driver,
+        disk,
+    )
 }
 
 fn calls(driver: &Driver) -> u64 {

@@ -4,6 +4,7 @@ use super::*;
 use crate::doubles::disk::TestDisk;
 use crate::doubles::driver::Driver;
 use crate::doubles::guest_ram::GuestRam;
+use crate::reactor::DormantReactor;
 
 /// A worker on this thread that serves as many rings as there are drivers, and never rests.
 fn start<const RINGS: usize>(reactor: Reactor) -> (Worker, [Driver; RINGS], TestDisk) {
@@ -13,7 +14,8 @@ fn start<const RINGS: usize>(reactor: Reactor) -> (Worker, [Driver; RINGS], Test
     let drivers = std::array::from_fn(|ring| Driver::new(&ram, place(ring), 16));
     let device = disk.device(u16::try_from(RINGS).expect("few"));
     let mailbox = Mailbox::new().expect("an fd is free");
-    let mut worker = Worker::new(mailbox, reactor, Duration::ZERO).expect("an fd is free");
+    let mut worker =
+        Worker::new(mailbox, reactor, SignalRings::growing(), Duration::ZERO).expect("an fd is free");
     for (index, driver) in (0..).zip(&drivers) {
         worker.start(driver.setup(&device, index)).expect("a good ring");
     }
@@ -29,8 +31,9 @@ fn kick(worker: &mut Worker, driver: &Driver) {
 
 #[test]
 fn a_ring_that_is_quiet_while_others_are_not_is_left_until_its_driver_kicks() {
-    for reactor in [Reactor::new, Reactor::epoll] {
-        let (mut worker, [mut quiet, mut busy], _disk) = start(reactor().expect("a reactor"));
+    for reactor in [DormantReactor::new, DormantReactor::epoll] {
+        let (mut worker, [mut quiet, mut busy], _disk) =
+            start(reactor().and_then(DormantReactor::wake).expect("a reactor"));
         assert!(!worker.arm(), "nothing has come");
         kick(&mut worker, &quiet);
         kick(&mut worker, &busy);

@@ -13,11 +13,14 @@ use crate::doubles::disk::TestDisk;
 use crate::doubles::driver::{Driver, PATIENCE, event_fd, take_events};
 use crate::doubles::guest_ram::GuestRam;
 
-type MakeReactor = fn() -> io::Result<Reactor>;
+type MakeReactor = fn() -> io::Result<DormantReactor>;
 
 /// What a worker waits on, and what it moves data with: all that go together.
-const KINDS: [(EngineKind, MakeReactor); 3] =
-    [(EngineKind::Uring, Reactor::new), (EngineKind::Sync, Reactor::new), (EngineKind::Sync, Reactor::epoll)];
+const KINDS: [(EngineKind, MakeReactor); 3] = [
+    (EngineKind::Uring, DormantReactor::new),
+    (EngineKind::Sync, DormantReactor::new),
+    (EngineKind::Sync, DormantReactor::epoll),
+];
 
 /// One thread, a disk, and drivers of as many rings as are asked for.
 struct Bench {
@@ -30,7 +33,7 @@ struct Bench {
 impl Bench {
     fn new((engine, reactor): (EngineKind, MakeReactor), rings: u16) -> Self {
         let disk = TestDisk::new(4096).with(|options| options.engine = engine);
-        let workers = Workers::start_with(&WorkersOptions::new(1), reactor).expect("a thread");
+        let workers = start_with(reactor).expect("a thread");
         let device = disk.device(rings);
         let place = |ring: u16| 0x10_0000 + u64::from(ring) * Driver::BYTES as u64;
         let ram = Arc::new(GuestRam::flat(place(0)..place(rings)));
@@ -46,6 +49,11 @@ impl Bench {
     fn stop(self) -> Vec<u16> {
         self.served.into_iter().map(|ring| ring.stop(|| ()).next_avail).collect()
     }
+}
+
+/// One worker.
+fn start_with(reactor: MakeReactor) -> io::Result<Arc<Workers>> {
+    PreparedWorkers::new(&WorkersOptions::new(1), reactor)?.start()
 }
 
 fn share(file: &File) -> Arc<File> {
@@ -133,7 +141,8 @@ fn a_front_end_may_kick_from_an_io_uring_of_its_own() {
     for kind in KINDS {
         let mut bench = Bench::new(kind, 1);
         let driver = &mut bench.drivers[0];
-        let mut kicks = SignalRing::new(driver.kick.as_fd()).expect("an io_uring");
+        let mut kicks = SignalRing::new().expect("an io_uring");
+        kicks.bind(driver.kick.as_fd()).expect("an event fd");
         for round in 0..100 {
             driver.offer(0, 0, round);
             kicks.signal().expect("an event fd");
@@ -161,7 +170,7 @@ fn what_is_available_before_the_start_is_served_without_a_kick() {
 #[test]
 fn the_engine_on_io_uring_needs_a_thread_that_has_one() {
     let disk = TestDisk::new(8).with(|options| options.engine = EngineKind::Uring);
-    let workers = Workers::start_with(&WorkersOptions::new(1), Reactor::epoll).expect("a thread");
+    let workers = start_with(DormantReactor::epoll).expect("a thread");
     let ram = Arc::new(GuestRam::flat(0x1_0000..0x2_0000));
     let driver = Driver::new(&ram, 0x1_0000, 16);
     let refused = workers.serve(driver.setup(&disk.device(1), 0));

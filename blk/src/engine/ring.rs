@@ -3,7 +3,8 @@
 //! One ring per thread, one system call per batch, however many queues and event fds the thread serves: each of them
 //! is a [`Client`] with completions of its own. The ring is set up as its use allows: one thread submits
 //! (`SINGLE_ISSUER`), completions are posted when that thread asks for them (`DEFER_TASKRUN`, `TASKRUN_FLAG`), and a
-//! failed submission does not hold up the rest (`SUBMIT_ALL`). Kernels before 6.1 get a plain ring, before 5.19 none.
+//! failed submission does not hold up the rest (`SUBMIT_ALL`). Kernels before 6.1 get a plain ring, before 5.19 none. What
+//! it is not used for, it is not let do ([`DormantRing`]).
 #![expect(unsafe_code, reason = "puts entries into the kernel's submission ring")]
 
 use std::cell::RefCell;
@@ -15,7 +16,13 @@ use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use rustix::event::PollFlags;
-use rustix::process::{Resource, getrlimit};
+
+mod dormant;
+mod trial;
+
+pub use dormant::DormantRing;
+use dormant::Files;
+pub use trial::Attempt;
 
 /// What became of one entry.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +60,9 @@ struct Inner {
     in_kernel: usize,
     watches: usize,
     free_slots: Vec<u32>,
+    /// One less than there are places for files: the last one is for files that are going to be watched.
     clients_max: u32,
+    files: Files,
 }
 
 impl std::fmt::Debug for Ring {
@@ -63,38 +72,28 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// How many clients, and so registered files, a ring has at most; fewer where RLIMIT_NOFILE is lower, which
-    /// bounds the kernel's table of files.
-    const CLIENTS_MAX: u32 = 1024;
-
     /// A ring for the calling thread with room for `entries` submissions between two [`Ring::enter`]s; more are
     /// possible and cost a system call.
     ///
     /// # Errors
     /// When the kernel has no io_uring or does not allow it.
     pub fn new(entries: u32) -> io::Result<Self> {
-        let uring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(entries.saturating_mul(4))
-            .setup_clamp()
-            .build(entries)
-            .or_else(|_| IoUring::builder().setup_cqsize(entries.saturating_mul(4)).build(entries))?;
-        let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let clients_max = Self::CLIENTS_MAX.min(u32::try_from(files_max).unwrap_or(u32::MAX));
-        uring.submitter().register_files_sparse(clients_max)?;
+        DormantRing::new(entries)?.wake()
+    }
+
+    fn of(ring: DormantRing) -> Self {
+        let DormantRing { uring, files_max, files } = ring;
         let inner = Inner {
             uring,
+            files,
             events: Vec::new(),
             untaken: 0,
             in_kernel: 0,
             watches: 0,
             free_slots: Vec::new(),
-            clients_max,
+            clients_max: files_max.saturating_sub(1),
         };
-        Ok(Self(Rc::new(RefCell::new(inner))))
+        Self(Rc::new(RefCell::new(inner)))
     }
 
     /// A new client of this ring, which may have up to `depth` events waiting without allocating.
@@ -146,6 +145,9 @@ impl Inner {
     /// After a wait the kernel is asked so many times for more that is finished: enough for 160 events.
     const CALLS_AFTER_WAIT: usize = 8;
 
+    /// How often an entry that has to be submitted is tried.
+    const TRIES_MAX: usize = 100;
+
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
         // What is there already needs no waiting.
         let wait = if self.uring.completion().is_empty() { wait } else { Wait::No };
@@ -162,6 +164,33 @@ impl Inner {
         }
         self.collect();
         Ok(())
+    }
+
+    /// Submits everything that was pushed.
+    fn submit_all(&mut self) -> io::Result<()> {
+        // More than one try takes a lack of memory, or a full completion ring of an old kernel.
+        for _ in 0..Self::TRIES_MAX {
+            self.enter(Wait::No)?;
+            if self.uring.submission().is_empty() {
+                return Ok(());
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Registers the file of an fd until an entry about it was submitted, where that may not name the fd itself. The
+    /// kernel holds on to the file for as long as it has the entry.
+    fn lend(&mut self, fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+        if self.files == Files::Any {
+            return Ok(None);
+        }
+        self.update_file(self.clients_max, fd.as_raw_fd())?;
+        Ok(Some(self.clients_max))
+    }
+
+    /// Changes a place of the table of files; -1 empties it.
+    fn update_file(&self, slot: u32, fd: RawFd) -> io::Result<()> {
+        self.uring.submitter().register_files_update(slot, &[fd]).map(|_| ())
     }
 
     fn submit_and_wait(&mut self, wait: Wait) -> io::Result<()> {
@@ -246,7 +275,7 @@ impl Client {
     /// # Errors
     /// What io_uring_register(2) says.
     pub fn register_file(&self, fd: RawFd) -> io::Result<()> {
-        self.ring.0.borrow().uring.submitter().register_files_update(self.slot, &[fd]).map(|_| ())
+        self.ring.0.borrow().update_file(self.slot, fd)
     }
 
     /// Pushes an entry, whose events will carry `token`. It reaches the kernel with the next [`Ring::enter`].
@@ -277,12 +306,18 @@ impl Client {
     /// As [`Client::push`].
     pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<()> {
         let events = u32::from(PollFlags::IN.bits());
-        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build();
-        // SAFETY: the entry points to no memory. The number of the fd is looked up before the call returns.
+        let slot = self.ring.0.borrow_mut().lend(fd)?;
+        let entry = match slot {
+            Some(slot) => opcode::PollAdd::new(types::Fixed(slot), events).multi(true).build(),
+            None => opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build(),
+        };
+        // SAFETY: the entry points to no memory. The file is looked up before the call returns.
         unsafe { self.push(entry, token) }?;
         self.watches.push(token);
-        self.ring.0.borrow_mut().watches += 1;
-        self.ring.enter(Wait::No)
+        let mut inner = self.ring.0.borrow_mut();
+        inner.watches += 1;
+        inner.submit_all()?;
+        slot.map_or(Ok(()), |slot| inner.update_file(slot, -1))
     }
 
     /// Asks for no more events with `token`. The last one comes soon; the request itself answers with
@@ -292,7 +327,9 @@ impl Client {
     /// As [`Client::push`].
     pub fn unwatch(&mut self, token: u32) -> io::Result<()> {
         // Not PollRemove, which fails when an event is on its way at this moment.
-        let entry = opcode::AsyncCancel::new(self.user_data(token)).build();
+        // It is about no file; a ring may demand of all entries to say that theirs is registered.
+        let fixed = squeue::Flags::FIXED_FILE;
+        let entry = opcode::AsyncCancel::new(self.user_data(token)).build().flags(fixed);
         // SAFETY: the entry points to no memory.
         unsafe { self.push(entry, Self::UNWATCHED) }
     }
@@ -357,7 +394,7 @@ impl Drop for Client {
             }
         }
         let mut inner = self.ring.0.borrow_mut();
-        let unregistered = inner.uring.submitter().register_files_update(self.slot, &[-1]);
+        let unregistered = inner.update_file(self.slot, -1);
         debug_assert!(unregistered.is_ok(), "a slot of the file table can be emptied");
         inner.free_slots.push(self.slot);
     }

@@ -1,12 +1,13 @@
 //! What a ring and its clients promise beyond what engines need of them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
 
 use crate::doubles::patience::in_time;
-use crate::engine::ring::{Client, Ring, Wait};
+use crate::engine::ring::{Attempt, Client, DormantRing, Ring, Wait};
 use crate::request::Command;
 
 use super::rig::{Kind, Rig};
@@ -167,4 +168,48 @@ fn a_ring_says_when_it_has_no_room_for_another_client() {
     assert_eq!(error.to_string(), format!("a ring has at most {} clients", clients.len()));
     clients.pop();
     assert!(ring.client(0).is_ok(), "a slot is free again");
+}
+
+#[test]
+fn a_ring_can_be_made_on_another_thread_than_uses_it() {
+    let ring =
+        std::thread::spawn(|| DormantRing::new(8).expect("tests need io_uring")).join().expect("no panic");
+    let (ring, event) = (ring.wake().expect("it is nobody's yet"), event());
+    let mut client = ring.client(8).expect("a slot");
+    client.watch(event.as_fd(), 1).expect("it can be polled");
+    write(&event);
+    ring.enter(Wait::Forever).expect("io_uring_enter(2)");
+    assert_eq!(tokens(&mut client), [1]);
+}
+
+#[test]
+fn a_ring_does_nothing_that_it_is_not_used_for() {
+    let dormant = DormantRing::new(8).expect("tests need io_uring");
+    let registered_only = dormant.takes_registered_files_only();
+    let ring = dormant.wake().expect("it is nobody's yet");
+    let mut client = ring.client(8).expect("a slot");
+    client.register_file(std::io::stdin().as_fd().as_raw_fd()).expect("an open file");
+    for attempt in Attempt::ALL {
+        if attempt == Attempt::PlainFile && !registered_only {
+            continue;
+        }
+        let answer = client.attempt(attempt).expect("the ring works");
+        assert_eq!(answer, Err(Errno::ACCESS), "{attempt:?}");
+    }
+}
+
+#[test]
+fn what_is_watched_no_more_is_not_held_open() {
+    let ring = Ring::new(8).expect("tests need io_uring");
+    let mut client = ring.client(8).expect("a slot");
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
+    client.watch(writer.as_fd(), 1).expect("it can be polled");
+    drop(writer);
+    client.unwatch(1).expect("room in the ring");
+    while client.in_kernel() > 0 {
+        client.wait().expect("io_uring_enter(2)");
+        while client.next_event().is_some() {}
+    }
+    // The end of the file, nobody can write any more; not "again", as while it is held open.
+    assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
 }
