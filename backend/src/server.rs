@@ -57,7 +57,7 @@ impl Server {
     }
 
     /// As [`Server::start`], but nothing is read and nobody accepted before [`Server::open`]: for who has something to do
-    /// in between that needs all threads.
+    /// in between that concerns all threads. The thread has begun to run when this returns.
     ///
     /// # Errors
     /// As [`Server::start`].
@@ -72,8 +72,10 @@ impl Server {
         let serving = Arc::new(Serving { name, device, workers, stop: Arc::clone(&stop), log });
         let end = Ended(Arc::clone(&ended));
         let (gate, opened) = channel();
+        let (runs, running) = channel();
         // Linux cuts names of threads at 15 bytes.
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            let _ = runs.send(());
             // An error: it is stopped before it was opened.
             if opened.recv().is_ok()
                 && let Err(error) = serving.run(socket)
@@ -82,7 +84,9 @@ impl Server {
             }
             drop(end);
         })?;
-        Ok(Self { stop, ended, thread: Some(thread), gate: Some(gate) })
+        let server = Self { stop, ended, thread: Some(thread), gate: Some(gate) };
+        running.recv().map_err(|_| io::Error::other("a control thread ended at once"))?;
+        Ok(server)
     }
 
     /// Begins to serve.

@@ -19,7 +19,6 @@ pub(crate) struct Group {
     pub(crate) gid: u32,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the next option to come"))]
 pub(crate) fn parse_user(text: &str) -> Result<User, String> {
     let of = |user: unistd::User| User { uid: user.uid.as_raw(), primary_gid: Some(user.gid.as_raw()) };
     match number(text)? {

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchArgs;
 use crate::disk_args::{DiskSpec, parse_size};
 use crate::run::RunArgs;
+use crate::sandbox::SandboxArgs;
 use crate::worker_args::WorkerArgs;
 
 const ABOUT: &str = "Serves raw files and block devices as disks to virtual machines over vhost-user sockets";
@@ -96,6 +97,9 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) workers: WorkerArgs,
 
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+
     /// Print what this program can do, as JSON for management tools, and exit
     #[arg(long)]
     pub(crate) print_capabilities: bool,
@@ -126,6 +130,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) workers: WorkerArgs,
+
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
 }
 
 #[cfg(test)]

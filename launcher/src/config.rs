@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Beside the disks, `memory-budget` bounds the memory of all of them together, and `workers`, `worker-cpus` and
-//! `poll-max-us` say how the threads are to be that serve them.
+//! `poll-max-us` say how the threads are to be that serve them, `sandbox`, `user` and `group` how these are confined.
 //!
 //! Every error of a file is found in one reading and names file, line and key. The values are read off the parsed
 //! document with their places, not through serde, which would stop at the first error and forget where it was.
@@ -20,8 +20,10 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::accounts::{parse_group, parse_user};
 use crate::disk_args::{DiskSpec, Key, ValueKind, parse_size};
 use crate::plan::{Origin, UsageError};
+use crate::sandbox::SandboxArgs;
 use crate::worker_args::{WorkerArgs, parse_poll_max, parse_workers};
 
 /// What a file says.
@@ -32,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) memory_budget: Option<usize>,
     /// How the threads are to be.
     pub(crate) workers: WorkerArgs,
+    /// How they are confined.
+    pub(crate) sandbox: SandboxArgs,
 }
 
 /// Reads a file's text; `path` is for the errors.
@@ -126,17 +130,34 @@ fn set_for_all(config: &mut Config, key: &str, value: &DeValue<'_>) -> Result<()
         "memory-budget" => config.memory_budget = Some(size(value)?),
         "workers" => config.workers.workers = Some(parse_workers(number(value)?)?),
         "poll-max-us" => config.workers.poll_max_us = Some(parse_poll_max(number(value)?)?),
-        "worker-cpus" => match value {
-            DeValue::String(text) => config.workers.worker_cpus = Some(text.parse()?),
-            _ => return Err("must be a text in quotes".into()),
-        },
+        "worker-cpus" => config.workers.worker_cpus = Some(text(value)?.parse()?),
+        "sandbox" => config.sandbox.sandbox = Some(text(value)?.parse()?),
+        "user" => config.sandbox.user = Some(parse_user(name(value)?)?),
+        "group" => config.sandbox.group = Some(parse_group(name(value)?)?),
         _ => {
-            return Err("is unknown here; memory-budget, workers, worker-cpus and poll-max-us are for all disks, all \
-                        else belongs below a line [[disk]]"
-                .into());
+            return Err(
+                "is unknown here; memory-budget, workers, worker-cpus, poll-max-us, sandbox, user and group \
+                        are for all disks, all else belongs below a line [[disk]]"
+                    .into(),
+            );
         }
     }
     Ok(())
+}
+
+fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    match value {
+        DeValue::String(text) => Ok(text),
+        _ => Err("must be a text in quotes".into()),
+    }
+}
+
+fn name<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    match value {
+        DeValue::String(text) => Ok(text),
+        DeValue::Integer(number) => Ok(number.as_str()),
+        _ => Err("must be a name in quotes, or a number".into()),
+    }
 }
 
 fn number<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {

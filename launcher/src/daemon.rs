@@ -4,6 +4,9 @@
 //! disks are opened and places for sockets looked at, and only then is the first socket bound and the first disk served.
 //! Ending takes the sockets' names away first, while they are still held, so that nobody takes them for stale and no
 //! front-end finds a daemon that is about to go; then the I/O in flight is waited for.
+//!
+//! In between is the sandbox: what it refuses comes before it, files, sockets and io_urings; then this thread, still the only
+//! one, is confined; the others are made; all are sealed together; and only then is a front-end listened to.
 
 use std::fmt;
 use std::num::NonZero;
@@ -15,14 +18,15 @@ use anyhow::{Context, Result, bail};
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::reactor::DormantReactor;
 use sluice_backend::server::{Server, Socket};
-use sluice_backend::workers::PreparedWorkers;
+use sluice_backend::workers::{PreparedWorkers, Workers, WorkersOptions};
 use sluice_blk::disk::{Disk, DiskOptions, EngineKind, serial_of};
 use sluice_blk::queue::QueueMemory;
 use sluice_mem::budget::Budget;
 
 use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
-use crate::plan::{Endpoint, Plan, PlannedDisk};
+use crate::plan::{Endpoint, Plan, PlannedDisk, UsageError};
+use crate::sandbox::{self, limits};
 use crate::signals::{StopSignals, Wake};
 use crate::socket::{self, SocketAccess, SocketFile};
 
@@ -50,35 +54,110 @@ enum Place<'a> {
     Inherited(InheritedSocket),
 }
 
-impl Daemon {
-    /// Serves a plan, or nothing of it.
-    pub(crate) fn start(plan: &Plan) -> Result<Self> {
+/// The disks of a plan, opened, with nothing else touched.
+pub(crate) struct OpenedDisks<'a> {
+    plan: &'a Plan,
+    cpus: usize,
+    disks: Vec<(Device, Place<'a>)>,
+}
+
+impl<'a> OpenedDisks<'a> {
+    /// Opens all disks of a plan, or none.
+    pub(crate) fn open(plan: &'a Plan) -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let budget = daemon_budget(plan, cpus)?;
-        let opened = each(&plan.disks, |planned| prepare(planned, cpus, &budget))?;
+        let disks = each(&plan.disks, |planned| prepare(planned, cpus, &budget))?;
+        Ok(Self { plan, cpus, disks })
+    }
+
+    /// Serves them, or none, and follows `signals`. In a sandbox if the plan has one: that must be the process's only
+    /// thread.
+    pub(crate) fn serve(self, signals: &mut StopSignals) -> Result<Daemon> {
+        let Self { plan, cpus, disks } = self;
+        let sandbox = &plan.sandbox;
+        let identity = sandbox.identity().map_err(|why| UsageError(vec![why]))?;
+        let mut options = {
+            let queues = disks.iter().map(|(device, _)| usize::from(device.num_queues())).sum();
+            Crowd { queues, options: plan.workers.options(queues, cpus) }
+        };
+        if sandbox.is_on() {
+            limits::set_files(options.files(disks.len())).context("cannot limit the number of open files")?;
+            options.options.signals = Some(options.signals(disks.len()));
+        }
         // Dropped in reverse, if one cannot be bound: the files first.
         let mut sockets = Vec::new();
         let mut files = Vec::new();
-        for (planned, (device, place)) in plan.disks.iter().zip(opened) {
-            let (socket, file) = make(place, &planned.access).with_context(|| planned.at_endpoint())?;
+        for (planned, (device, place)) in plan.disks.iter().zip(disks) {
+            let access = SocketAccess {
+                uid: identity.uid,
+                gid: planned.access.gid.or(identity.gid),
+                ..planned.access
+            };
+            let (socket, file) = make(place, &access).with_context(|| planned.at_endpoint())?;
             sockets.push((planned, device, socket));
             files.extend(file);
         }
-        let queues = sockets.iter().map(|(_, device, _)| usize::from(device.num_queues())).sum();
-        let options = plan.workers.options(queues, cpus);
-        let workers = PreparedWorkers::new(&options, DormantReactor::new)
-            .and_then(PreparedWorkers::start)
-            .context("cannot start threads for the queues")?;
-        let mut servers = Vec::new();
-        for (planned, device, socket) in sockets {
-            announce(planned, &device);
-            let name = planned.endpoint.to_string();
-            let is_connection = matches!(socket, Socket::Connected(_));
-            let server = Server::start(&name, Arc::new(device), Arc::clone(&workers), socket)
-                .with_context(|| format!("{}: cannot start a thread", planned.at_endpoint()))?;
-            servers.push(Serving { server, name, is_connection });
-        }
-        Ok(Self { files, servers })
+        let workers = PreparedWorkers::new(&options.options, DormantReactor::new)
+            .context("cannot prepare threads for the queues")?;
+        let directories: Vec<_> = files.iter().map(SocketFile::directory).collect();
+        let confined = sandbox::confine(sandbox, identity, &directories)?;
+        signals.follow().context("cannot follow signals")?;
+        let workers = workers.start().context("cannot start threads for the queues")?;
+        let mut servers = hold_back(sockets, &workers)?;
+        confined.seal()?;
+        servers.iter_mut().for_each(|serving| serving.server.open());
+        Ok(Daemon { files, servers })
+    }
+}
+
+/// The queues of all disks and the threads that serve them.
+struct Crowd {
+    queues: usize,
+    options: WorkersOptions,
+}
+
+impl Crowd {
+    /// Open files beside those of disks and queues: the log, signals, and a message's fds.
+    const FILES: usize = 128;
+    /// For each disk: the file, the socket, a connection, events, a memory table on its way.
+    const FILES_PER_DISK: usize = 48;
+    /// For each queue: kick, call and err, and their successors.
+    const FILES_PER_QUEUE: usize = 6;
+
+    /// How many event fds may have to be signalled at a time: the call fd of each queue, and the err fd of a ring that a
+    /// thread has just found broken.
+    fn signals(&self, disks: usize) -> usize {
+        self.queues + self.options.count + disks
+    }
+
+    /// How many files may be open at a time.
+    fn files(&self, disks: usize) -> usize {
+        Self::FILES
+            + disks * Self::FILES_PER_DISK
+            + self.queues * Self::FILES_PER_QUEUE
+            + self.options.count * 4
+            + self.signals(disks)
+    }
+}
+
+/// A thread for each disk, which waits until it may serve.
+fn hold_back(sockets: Vec<(&PlannedDisk, Device, Socket)>, workers: &Arc<Workers>) -> Result<Vec<Serving>> {
+    let mut servers = Vec::new();
+    for (planned, device, socket) in sockets {
+        announce(planned, &device);
+        let name = planned.endpoint.to_string();
+        let is_connection = matches!(socket, Socket::Connected(_));
+        let server = Server::held_back(&name, Arc::new(device), Arc::clone(workers), socket)
+            .with_context(|| format!("{}: cannot start a thread", planned.at_endpoint()))?;
+        servers.push(Serving { server, name, is_connection });
+    }
+    Ok(servers)
+}
+
+impl Daemon {
+    /// Serves a plan, or nothing of it.
+    pub(crate) fn start(plan: &Plan, signals: &mut StopSignals) -> Result<Self> {
+        OpenedDisks::open(plan)?.serve(signals)
     }
 
     /// Returns when a signal asks for the end, or when nobody is left to be served: every disk was on a connection,

@@ -3,7 +3,7 @@
 //! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
 //! [`worker_args`] the options of the threads, [`accounts`] users and groups; [`config`] the configuration file; [`plan`]
 //! all disks, checked as a whole. [`daemon`] serves a plan on sockets made
-//! by [`socket`] or [`inherited`] from whoever started us, until [`signals`] ask for the end. [`run`] adds a virtual
+//! by [`socket`] or [`inherited`] from whoever started us, in a [`sandbox`], until [`signals`] ask for the end. [`run`] adds a virtual
 //! machine, [`mod@bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
@@ -27,12 +27,13 @@ mod inherited;
 mod logging;
 mod plan;
 mod run;
+mod sandbox;
 mod signals;
 mod socket;
 mod worker_args;
 
 use cli::{Cli, Command, ServeArgs};
-use daemon::{Daemon, StartError};
+use daemon::{OpenedDisks, StartError};
 use plan::{Origin, Plan, UsageError};
 use signals::StopSignals;
 
@@ -71,15 +72,17 @@ fn start(cli: Cli) -> Result<u8> {
         None => {
             logging::start("info");
             let plan = Plan::new(vec![(cli.disk, Origin::Arguments)], &inherited::activated())?;
-            serve_until_stopped(&Plan { workers: cli.workers, ..plan })
+            serve_until_stopped(&Plan { workers: cli.workers, sandbox: cli.sandbox, ..plan })
         }
     }
 }
 
 fn serve_until_stopped(plan: &Plan) -> Result<u8> {
-    let signals = StopSignals::install().context("cannot take over signals")?;
+    // Opening a disk may take its time, and leaves nothing behind: until then a signal just ends the process.
+    let disks = OpenedDisks::open(plan)?;
     sigbus::survive().context("cannot take over SIGBUS")?;
-    let mut daemon = Daemon::start(plan)?;
+    let mut signals = StopSignals::catch().context("cannot take over signals")?;
+    let mut daemon = disks.serve(&mut signals)?;
     daemon.wait(&signals)?;
     daemon.stop();
     Ok(0)
@@ -90,6 +93,7 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
     let mut disks = Vec::new();
     let mut memory_budget = serve.memory_budget;
     let mut workers = serve.workers.clone();
+    let mut sandbox = serve.sandbox.clone();
     let mut errors = Vec::new();
     if let Some(path) = &serve.config {
         let text = read_config(path)?;
@@ -98,6 +102,7 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
                 disks.extend(of_file.disks);
                 memory_budget = memory_budget.or(of_file.memory_budget);
                 workers = workers.or(of_file.workers);
+                sandbox = sandbox.or(of_file.sandbox);
             }
             Err(UsageError(of_file)) => errors.extend(of_file),
         }
@@ -115,7 +120,7 @@ fn plan_of(serve: &ServeArgs) -> Result<Plan> {
         return Err(UsageError(errors).into());
     }
     let plan = Plan::new(disks, &inherited::activated())?;
-    Ok(Plan { memory_budget, workers, ..plan })
+    Ok(Plan { memory_budget, workers, sandbox, ..plan })
 }
 
 fn read_config(path: &Path) -> Result<String> {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use sluice_blk::disk::Medium;
 
 use crate::disk_args::{DiskArgs, DiskSpec, EngineName, SocketArgs};
+use crate::sandbox::SandboxArgs;
 use crate::socket::SocketAccess;
 use crate::worker_args::WorkerArgs;
 
@@ -59,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) memory_budget: Option<usize>,
     /// The threads that serve them.
     pub(crate) workers: WorkerArgs,
+    /// How they are confined.
+    pub(crate) sandbox: SandboxArgs,
 }
 
 impl Origin {
@@ -106,7 +109,12 @@ impl Plan {
             );
         }
         if errors.is_empty() {
-            Ok(Self { disks, memory_budget: None, workers: WorkerArgs::default() })
+            Ok(Self {
+                disks,
+                memory_budget: None,
+                workers: WorkerArgs::default(),
+                sandbox: SandboxArgs::default(),
+            })
         } else {
             Err(UsageError(errors))
         }

@@ -14,6 +14,7 @@ use sluice_blk::disk::Medium;
 use crate::daemon::Daemon;
 use crate::disk_args::DiskArgs;
 use crate::plan::{Origin, Plan, PlannedDisk, UsageError, medium};
+use crate::sandbox::SandboxArgs;
 use crate::signals::StopSignals;
 use crate::worker_args::WorkerArgs;
 
@@ -76,14 +77,17 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<u8> {
         Vmm::CloudHypervisor => cloud_hypervisor::command_line(&plan),
     };
 
-    let signals = StopSignals::install().context("cannot take over signals")?;
+    let mut signals = StopSignals::install().context("cannot take over signals")?;
     let options = arguments.disk_options(&plan);
     show(&socket, &options, &command_line);
-    let daemon = Daemon::start(&Plan {
+    let served = Plan {
         disks: vec![PlannedDisk::on_socket(socket, medium, options)],
         memory_budget: None,
         workers: WorkerArgs::default(),
-    })?;
+        // This process has a virtual machine to start, and a terminal to mend.
+        sandbox: SandboxArgs::none(),
+    };
+    let daemon = Daemon::start(&served, &mut signals)?;
     let ending = vm::run(&command_line, &signals);
     daemon.stop();
     let text = std::fs::read(&results).with_context(|| format!("--results={}", results.display()))?;

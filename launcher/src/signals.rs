@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -32,11 +33,27 @@ pub(crate) enum Wake {
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     arrived: UnixStream,
+    /// What the thread needs that follows them, until it has been started.
+    follower: Option<Follower>,
+}
+
+#[derive(Debug)]
+struct Follower {
+    handled: UnixStream,
+    announcer: UnixStream,
+    impatient: Arc<AtomicBool>,
 }
 
 impl StopSignals {
     /// Takes over the signals; to be called before there is something that an untimely end would leave behind.
     pub(crate) fn install() -> io::Result<Self> {
+        let mut signals = Self::catch()?;
+        signals.follow()?;
+        Ok(signals)
+    }
+
+    /// As [`StopSignals::install`], but no signal arrives before [`StopSignals::follow`]: for who wants no thread yet.
+    pub(crate) fn catch() -> io::Result<Self> {
         let (handled, handler) = UnixStream::pair()?;
         let (arrived, announcer) = UnixStream::pair()?;
         let impatient = Arc::new(AtomicBool::new(false));
@@ -44,10 +61,20 @@ impl StopSignals {
             flag::register_conditional_shutdown(signal, 1, Arc::clone(&impatient))?;
             low_level::pipe::register(signal, handler.try_clone()?)?;
         }
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || follow(handled, announcer, &impatient))?;
-        Ok(Self { arrived })
+        Ok(Self { arrived, follower: Some(Follower { handled, announcer, impatient }) })
+    }
+
+    /// Starts the thread that follows the signals, unless it has been started; it has begun to run when this returns.
+    pub(crate) fn follow(&mut self) -> io::Result<()> {
+        if let Some(follower) = self.follower.take() {
+            let (runs, running) = channel();
+            std::thread::Builder::new().name("signals".into()).spawn(move || {
+                let _ = runs.send(());
+                follower.follow();
+            })?;
+            running.recv().map_err(|_| io::Error::other("the thread for signals ended at once"))?;
+        }
+        Ok(())
     }
 
     /// Waits for a signal, or for one of `others` to become readable.
@@ -71,14 +98,17 @@ impl StopSignals {
     }
 }
 
-/// Announces the first signal, and some time later lets the next one end the process.
-fn follow(mut handled: UnixStream, mut announcer: UnixStream, impatient: &AtomicBool) {
-    let announced = handled.read_exact(&mut [0]).and_then(|()| announcer.write_all(&[0]));
-    if let Err(error) = announced {
-        log::error!("cannot follow signals, the next one ends the process: {error}");
+impl Follower {
+    /// Announces the first signal, and some time later lets the next one end the process.
+    fn follow(self) {
+        let Self { mut handled, mut announcer, impatient } = self;
+        let announced = handled.read_exact(&mut [0]).and_then(|()| announcer.write_all(&[0]));
+        if let Err(error) = announced {
+            log::error!("cannot follow signals, the next one ends the process: {error}");
+        }
+        std::thread::sleep(SAME_WISH);
+        impatient.store(true, Ordering::Relaxed);
+        // Kept open, so that the wish stays readable and handlers find their pipe.
+        std::mem::forget((handled, announcer));
     }
-    std::thread::sleep(SAME_WISH);
-    impatient.store(true, Ordering::Relaxed);
-    // Kept open, so that the wish stays readable and handlers find their pipe.
-    std::mem::forget((handled, announcer));
 }

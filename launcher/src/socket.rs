@@ -84,6 +84,13 @@ pub(crate) struct SocketFile {
     identity: (u64, u64),
 }
 
+impl SocketFile {
+    /// The directory that it is in.
+    pub(crate) fn directory(&self) -> &Path {
+        directory_of(&self.path).unwrap_or(Path::new("/"))
+    }
+}
+
 /// Says whether [`listen_at`] would work, and touches nothing.
 pub(crate) fn check(path: &Path) -> Result<(), SocketError> {
     let directory = directory_of(path)?;

@@ -32,7 +32,14 @@ impl Signal {
     pub fn wait(&self, timeout: Duration) -> u64 {
         let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut events = [EpollEvent::default()];
-        match self.epoll.wait(ms, &mut events).expect("epoll_wait works") {
+        // What the kernel has to do for an io_uring of this thread interrupts a wait, too.
+        let ready = loop {
+            match self.epoll.wait(ms, &mut events) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                ready => break ready.expect("epoll_wait works"),
+            }
+        };
+        match ready {
             0 => 0,
             _ => self.fd.read().expect("a readable eventfd can be read"),
         }

@@ -76,7 +76,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
     assert_eq!(
         errors_of(text),
         [
-            "d.toml:1: title: is unknown here; memory-budget, workers, worker-cpus and poll-max-us are for all disks, all else \
+            "d.toml:1: title: is unknown here; memory-budget, workers, worker-cpus, poll-max-us, sandbox, user and group are for all disks, all else \
              belongs below a line [[disk]]",
             "d.toml:3: disk #1: socket-path = 7: must be a text in quotes",
             "d.toml:4: disk #1: blk-file = \"\": must be a path, and is empty",

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -183,5 +184,12 @@ impl FrontEnd {
         let size = u32::try_from(payload.len()).expect("a short payload");
         let header = [request, REQUEST_FLAGS, size].map(u32::to_ne_bytes).concat();
         self.stream.write_all(&[&header, payload].concat()).expect("the daemon reads");
+    }
+}
+
+impl Drop for FrontEnd {
+    /// A child that another test is starting in this moment may still have the descriptor, and hold the connection open.
+    fn drop(&mut self) {
+        self.stream.shutdown(Shutdown::Both).ok();
     }
 }

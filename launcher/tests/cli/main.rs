@@ -8,6 +8,7 @@ mod bench;
 mod capabilities;
 mod inherited;
 mod run;
+mod sandbox;
 mod serving;
 mod several;
 mod usage;

@@ -1,6 +1,7 @@
 //! One disk on one socket: how it starts, ends, and keeps away from what is not its own.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -274,11 +275,12 @@ fn there_are_as_many_workers_as_is_said_and_they_stay_where_they_are_to() {
     let place = Place::new();
     let (socket, disk) = (place.at("s"), place.disk("d"));
     let daemon = serve(&socket, &disk, &["--num-queues=1", "--workers=3", "--worker-cpus=0"]);
-    FrontEnd::connect(&socket);
+    // Who is answered finds all threads there.
+    FrontEnd::connect(&socket).features();
     assert_eq!(workers_of(daemon.id()), ["0", "0", "0"]);
     daemon.end();
     let daemon = serve(&socket, &disk, &["--num-queues=1"]);
-    FrontEnd::connect(&socket);
+    FrontEnd::connect(&socket).features();
     assert_eq!(workers_of(daemon.id()).len(), 1, "one queue is nothing for two");
     daemon.end();
     let (code, _, words) = output_of(sluice().args([
@@ -298,8 +300,8 @@ fn the_log_says_who_connects() {
     let mut served = FrontEnd::connect(&socket);
     served.features();
     // Refused, in the same words.
-    drop(UnixStream::connect(&socket).unwrap());
-    served.features();
+    let mut refused = UnixStream::connect(&socket).unwrap();
+    assert_eq!(refused.read(&mut [0]).unwrap(), 0, "it is closed");
     let words = daemon.end();
     let me = place.path().metadata().unwrap();
     let who = format!("process {}, user {}, group {}", std::process::id(), me.uid(), me.gid());
