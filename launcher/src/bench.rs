@@ -27,6 +27,7 @@ mod host;
 mod json;
 mod lane;
 mod media;
+pub(crate) mod once;
 mod pattern;
 mod process;
 mod quiet;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArgs;
 use crate::disk_args::{DiskSpec, parse_size};
+use crate::doctor::DoctorArgs;
 use crate::run::RunArgs;
 use crate::sandbox::SandboxArgs;
 use crate::worker_args::WorkerArgs;
@@ -110,6 +111,7 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     Run(Box<RunArgs>),
     Bench(Box<BenchArgs>),
+    Doctor(DoctorArgs),
 }
 
 /// Serve several disks in one process

@@ -4,7 +4,7 @@
 //! [`worker_args`] the options of the threads, [`accounts`] users and groups; [`config`] the configuration file; [`plan`]
 //! all disks, checked as a whole. [`daemon`] serves a plan on sockets made
 //! by [`socket`] or [`inherited`] from whoever started us, in a [`sandbox`], until [`signals`] ask for the end. [`run`] adds a virtual
-//! machine, [`mod@bench`] measures. [`capabilities`] is for management tools, [`logging`] for everybody.
+//! machine, [`mod@bench`] measures, [`doctor`] tries the sandbox out. [`capabilities`] is for management tools, [`logging`] for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
 
@@ -23,6 +23,7 @@ mod cli;
 mod config;
 mod daemon;
 mod disk_args;
+mod doctor;
 mod inherited;
 mod logging;
 mod plan;
@@ -64,6 +65,10 @@ fn start(cli: Cli) -> Result<u8> {
         Some(Command::Bench(bench)) => {
             logging::start("warn");
             bench::run(&bench)
+        }
+        Some(Command::Doctor(doctor)) => {
+            logging::start("error");
+            doctor::run(&doctor)
         }
         Some(Command::Serve(serve)) => {
             logging::start("info");

@@ -149,6 +149,11 @@ pub(crate) fn confine(
 }
 
 impl Confined {
+    /// What landlock stops, as far as that is known.
+    pub(crate) fn landlock(&self) -> String {
+        self.landlock.as_ref().map_or_else(|| "not used".to_owned(), ToString::to_string)
+    }
+
     /// Gives up, for all threads, what serving does not take. What they do else ends the process.
     ///
     /// # Errors

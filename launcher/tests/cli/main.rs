@@ -2,6 +2,7 @@
 //!
 //! The device is asked no more than a vhost-user front-end asks first, which tells whether the right disk is served.
 
+mod doctor;
 mod fixture;
 
 mod bench;
