@@ -29,9 +29,16 @@ use Call::{Always, If, Without};
 
 /// Of io_uring_register(2): to signal other event fds, and to change tables of files.
 const REGISTER: [u64; 3] = [4, 5, 6];
-/// What becomes of fds: duplicates, flags, and what a memfd is sealed against.
-const FCNTL: [libc::c_int; 6] =
-    [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_GET_SEALS];
+/// What becomes of fds: duplicates, flags, what a memfd is sealed against, and the locks of disks.
+const FCNTL: [libc::c_int; 7] = [
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GET_SEALS,
+    libc::F_OFD_SETLK,
+];
 /// Of ioctl(2): sockets that do not wait (`FIONBIO`), how much has come (`FIONREAD`), and erasing a range of a block device
 /// (`BLKSECDISCARD`).
 const IOCTL: [u64; 3] = [0x5421, 0x541b, 0x127d];
@@ -92,7 +99,7 @@ fn fds() -> Vec<Call> {
     ]
 }
 
-/// Memory of guests and our own, none of it to be executed; whether the kernel can hold on to it is tried with a pipe.
+/// Memory of guests, shared with front-ends and our own, none of it to be executed; whether the kernel can hold on to it is tried with a pipe.
 fn memory() -> Vec<Call> {
     let exec = number(libc::PROT_EXEC);
     vec![
@@ -102,6 +109,8 @@ fn memory() -> Vec<Call> {
         Always(libc::SYS_mremap),
         Always(libc::SYS_madvise),
         Always(libc::SYS_brk),
+        Always(libc::SYS_memfd_create),
+        Always(libc::SYS_ftruncate),
         If(libc::SYS_prctl, 0, PRCTL.to_vec()),
         Always(libc::SYS_pipe2),
         Always(libc::SYS_vmsplice),
