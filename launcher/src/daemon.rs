@@ -26,9 +26,10 @@ use sluice_mem::budget::Budget;
 use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk, UsageError};
-use crate::sandbox::{self, limits};
+use crate::sandbox::{self, Identity, limits};
 use crate::signals::{StopSignals, Wake};
 use crate::socket::{self, SocketAccess, SocketFile};
+use crate::worker_args::WorkerArgs;
 
 /// All disks of a plan, being served. Dropping it stops it, as [`Daemon::stop`] does.
 pub(crate) struct Daemon {
@@ -76,28 +77,14 @@ impl<'a> OpenedDisks<'a> {
         let Self { plan, cpus, disks } = self;
         let sandbox = &plan.sandbox;
         let identity = sandbox.identity().map_err(|why| UsageError(vec![why]))?;
-        let mut options = {
-            let queues = disks.iter().map(|(device, _)| usize::from(device.num_queues())).sum();
-            Crowd { queues, options: plan.workers.options(queues, cpus) }
-        };
+        let needs = Needs::of(&disks, &plan.workers, cpus);
         if sandbox.is_on() {
-            limits::set_files(options.files(disks.len())).context("cannot limit the number of open files")?;
-            options.options.signals = Some(options.signals(disks.len()));
+            limits::set_files(needs.files()).context("cannot limit the number of open files")?;
         }
-        // Dropped in reverse, if one cannot be bound: the files first.
-        let mut sockets = Vec::new();
-        let mut files = Vec::new();
-        for (planned, (device, place)) in plan.disks.iter().zip(disks) {
-            let access = SocketAccess {
-                uid: identity.uid,
-                gid: planned.access.gid.or(identity.gid),
-                ..planned.access
-            };
-            let (socket, file) = make(place, &access).with_context(|| planned.at_endpoint())?;
-            sockets.push((planned, device, socket));
-            files.extend(file);
-        }
-        let workers = PreparedWorkers::new(&options.options, DormantReactor::new)
+        let Places { files, sockets } = Places::make(plan, disks, identity)?;
+        let signal_rings = sandbox.is_on().then(|| needs.signals());
+        let options = WorkersOptions { signals: signal_rings, ..needs.workers };
+        let workers = PreparedWorkers::new(&options, DormantReactor::new)
             .context("cannot prepare threads for the queues")?;
         let directories: Vec<_> = files.iter().map(SocketFile::directory).collect();
         let confined = sandbox::confine(sandbox, identity, &directories)?;
@@ -110,33 +97,62 @@ impl<'a> OpenedDisks<'a> {
     }
 }
 
-/// The queues of all disks and the threads that serve them.
-struct Crowd {
-    queues: usize,
-    options: WorkersOptions,
+/// The places where front-ends will connect, made.
+struct Places<'a> {
+    // Dropped in this order, if one cannot be made.
+    files: Vec<SocketFile>,
+    sockets: Vec<(&'a PlannedDisk, Device, Socket)>,
 }
 
-impl Crowd {
-    /// Open files beside those of disks and queues: the log, signals, and a message's fds.
+impl<'a> Places<'a> {
+    fn make(plan: &'a Plan, disks: Vec<(Device, Place<'a>)>, identity: Identity) -> Result<Self> {
+        let mut made = Self { files: Vec::new(), sockets: Vec::new() };
+        for (planned, (device, place)) in plan.disks.iter().zip(disks) {
+            let gid = planned.access.gid.or(identity.gid);
+            let access = SocketAccess { uid: identity.uid, gid, ..planned.access };
+            let (socket, file) = make(place, &access).with_context(|| planned.at_endpoint())?;
+            made.sockets.push((planned, device, socket));
+            made.files.extend(file);
+        }
+        Ok(made)
+    }
+}
+
+/// What a daemon may have open at a time.
+struct Needs {
+    disks: usize,
+    queues: usize,
+    workers: WorkersOptions,
+}
+
+impl Needs {
+    /// Open files beside those of disks and queues: the log, signals, and some to spare.
     const FILES: usize = 128;
-    /// For each disk: the file, the socket, a connection, events, a memory table on its way.
-    const FILES_PER_DISK: usize = 48;
+    /// For each disk: the file, the socket, a connection, events, and the memory of a front-end, 509 regions and those of
+    /// a message on its way.
+    const FILES_PER_DISK: usize = 640;
     /// For each queue: kick, call and err, and their successors.
     const FILES_PER_QUEUE: usize = 6;
+    /// For each worker: its ring and its mailbox.
+    const FILES_PER_WORKER: usize = 4;
+
+    fn of(disks: &[(Device, Place<'_>)], workers: &WorkerArgs, cpus: usize) -> Self {
+        let queues = disks.iter().map(|(device, _)| usize::from(device.num_queues())).sum();
+        Self { disks: disks.len(), queues, workers: workers.options(queues, cpus) }
+    }
 
     /// How many event fds may have to be signalled at a time: the call fd of each queue, and the err fd of a ring that a
     /// thread has just found broken.
-    fn signals(&self, disks: usize) -> usize {
-        self.queues + self.options.count + disks
+    fn signals(&self) -> usize {
+        self.queues + self.workers.count + self.disks
     }
 
-    /// How many files may be open at a time.
-    fn files(&self, disks: usize) -> usize {
+    fn files(&self) -> usize {
         Self::FILES
-            + disks * Self::FILES_PER_DISK
+            + self.disks * Self::FILES_PER_DISK
             + self.queues * Self::FILES_PER_QUEUE
-            + self.options.count * 4
-            + self.signals(disks)
+            + self.workers.count * Self::FILES_PER_WORKER
+            + self.signals()
     }
 }
 

@@ -14,12 +14,15 @@ use anyhow::{Context, Result};
 use rustix::fs::{Access, CWD};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit};
 use sluice_backend::reactor::{DormantReactor, Reactor};
 use sluice_backend::workers::{PreparedWorkers, WorkersOptions};
 use sluice_blk::engine::ring::{self, DormantRing};
 
 use crate::sandbox::{self, Identity, Mode, SandboxArgs};
+
+/// Asked for before the sandbox, where the question would be what the process is ended for.
+static PARENT: LazyLock<Option<Pid>> = LazyLock::new(rustix::process::getppid);
 
 /// What a process says when it is confined and about to try.
 pub(super) const CONFINED: &str = "confined:";
@@ -71,7 +74,7 @@ const CALLS: [(&str, Call); 17] = [
     }),
     ("trace a process: ptrace", || Ok(nix::sys::ptrace::traceme()?)),
     ("signal a process: kill(parent)", || {
-        let parent = rustix::process::getppid().ok_or(io::ErrorKind::NotFound)?;
+        let parent = PARENT.ok_or(io::ErrorKind::NotFound)?;
         Ok(rustix::process::test_kill_process(parent)?)
     }),
     ("mount a file system: mount", || {
@@ -125,6 +128,7 @@ pub(super) fn run(what: &str, mode: Mode) -> Result<u8> {
     let sandbox = SandboxArgs { sandbox: Some(mode), ..SandboxArgs::default() };
     let workers = PreparedWorkers::new(&WorkersOptions::new(1), DormantReactor::new)?;
     let ring = DormantReactor::new()?;
+    LazyLock::force(&PARENT);
     File::create(precious())?;
     let sockets = std::env::temp_dir().join("sockets");
     std::fs::create_dir(&sockets)?;

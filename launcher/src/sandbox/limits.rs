@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Less is never set: rings have tables of 1025 files.
 const FILES_MIN: u64 = 2048;
 
-/// Lets the process have at least `needed` files open at a time, and not many more. Says so where the host does not let
-/// it: then front-ends may be refused.
+/// Lets the process have `needed` files open at a time, and not many more. Says so where the host does not let it: then
+/// front-ends with an uncommon number of memory regions may be refused.
 pub(crate) fn set_files(needed: usize) -> io::Result<()> {
     let hard = getrlimit(Resource::Nofile).maximum;
     let needed = u64::try_from(needed).unwrap_or(u64::MAX);

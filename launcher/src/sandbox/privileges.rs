@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use caps::CapSet;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, getgid, getuid};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::Identity;
@@ -12,6 +12,10 @@ use super::Identity;
 /// Becomes another user and group, and leaves all other groups: files are open already.
 pub(super) fn become_other(identity: Identity) -> Result<()> {
     let Identity { uid, gid } = identity;
+    // Whoever is started as that user already need not be let change it.
+    if uid.is_none_or(|uid| getuid().as_raw() == uid) && gid.is_none_or(|gid| getgid().as_raw() == gid) {
+        return Ok(());
+    }
     if let Some(gid) = gid {
         let gid = Gid::from_raw(gid);
         set_thread_groups(&[]).context("cannot leave all groups (that takes CAP_SETGID)")?;
