@@ -203,17 +203,21 @@ impl Serving {
                 // The served one may have left just before the other one came: then the other one is next, not second.
                 todo = Todo::Handle;
             }
-            match todo {
+match todo {
                 Todo::Stop => return Ok(End::Stopped),
                 Todo::Close => return Ok(End::MemoryLost),
-                Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
-                Todo::Accept => self.refuse(listener)?,
-                Todo::Handle => {}
+                Todo::Handle | Todo::Accept => {}
             }
-            // Others that come and go all the time must not keep a part of a message from being looked at.
+            // Others that come and go all the time must not keep a part of a message from being looked at; and who has left
+            // in the middle of a message does not keep the next one out.
             let is_due = matches!(todo, Todo::Handle) || connection.is_in_part();
             if is_due && let Err(end) = connection.handle() {
                 return Ok(end);
+            }
+            match todo {
+                Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
+                Todo::Accept => self.refuse(listener)?,
+                Todo::Stop | Todo::Close | Todo::Handle => {}
             }
         }
     }

@@ -159,6 +159,20 @@ impl Bench {
     }
 }
 
+/// The server has seen the part before the end of the connection, and both the end and the next one at a time.
+#[test]
+fn a_part_that_was_left_behind_does_not_keep_the_next_front_end_out() {
+    let bench = Bench::new();
+    for len in [1, 11, 12, 15].repeat(5) {
+        let front = bench.connect();
+        front.negotiate(FEATURES);
+        front.send(&FrontEnd::message(SET_VRING_NUM, 0, &state(0, 16))[..len], &[]).unwrap();
+        std::thread::sleep(Duration::from_millis(8));
+        drop(front);
+        bench.check_serves();
+    }
+}
+
 #[test]
 fn a_front_end_that_takes_no_answers_holds_up_nobody() {
     let bench = Bench::new();
