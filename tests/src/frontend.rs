@@ -300,6 +300,25 @@ impl Session {
         Ok(Reply { code: field(0), flags: field(1), body })
     }
 
+    /// Takes whatever has come, without waiting, and says whether the back-end has closed the connection.
+    ///
+    /// # Panics
+    /// If the socket does not work.
+    pub fn drain(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket takes the flag");
+        let mut bytes = [0; 4096];
+        let closed = loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break false,
+                Err(_) => break true,
+            }
+        };
+        self.stream.set_nonblocking(false).expect("a socket takes the flag");
+        closed
+    }
+
     /// Whether the back-end closes the connection within `timeout`.
     pub fn closed_within(&mut self, timeout: Duration) -> bool {
         self.stream.set_read_timeout(Some(timeout)).expect("a socket takes a timeout");

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use vhost::Error;
+use vhost::{Error, VhostBackend};
 
 use crate::disk::{Disk, DiskSpec};
 use crate::driver::Ring;
@@ -157,6 +157,16 @@ impl Guest {
     pub fn redial(&mut self) {
         self.hang_up();
         self.session = Some(Session::connect(self.served.socket()));
+    }
+
+    /// Closes the connection and makes a new one, on which nothing is set up; what the old one had is given back then.
+    ///
+    /// # Panics
+    /// If the new one is not served.
+    pub fn settle(&mut self) {
+        self.redial();
+        let offered = self.session().frontend().get_features();
+        self.need(offered, "GET_FEATURES");
     }
 
     /// Closes the connection and makes a new one, with fresh rings, as a VMM does that restarts.

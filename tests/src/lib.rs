@@ -10,6 +10,7 @@ pub mod driver;
 pub mod frontend;
 pub mod fuse_export;
 pub mod guest;
+pub mod holdings;
 pub mod hostile;
 pub mod huge_pages;
 pub mod lane;
@@ -27,3 +28,4 @@ pub mod signal;
 pub mod subject;
 pub mod throttle;
 pub mod vm;
+
