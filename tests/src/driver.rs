@@ -235,11 +235,16 @@ impl Ring {
     pub fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published, self.next_avail);
         self.raw_avail_idx(self.next_avail);
+        self.wants_kick(self.next_avail, old)
+    }
+
+    /// Whether the device wants a kick for an index of the available ring that moved from `old` to `new`.
+    pub fn wants_kick(&self, new: u16, old: u16) -> bool {
         // The store of avail.idx comes before the load of avail_event or the flags (2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = u16::from_le(self.memory.load(self.avail_event_addr(), Ordering::Acquire));
-            need_event(event, self.next_avail, old)
+            need_event(event, new, old)
         } else {
             u16::from_le(self.memory.load(self.used, Ordering::Acquire)) & NO_NOTIFY == 0
         }
@@ -273,9 +278,7 @@ impl Ring {
             "used.idx says {ready} are done, {} in flight",
             self.in_flight.len()
         );
-        let element = self.used + 4 + 8 * u64::from(self.next_used % self.size);
-        let id = u32::from_le(self.memory.load(element, Ordering::Relaxed));
-        let len = u32::from_le(self.memory.load(element + 4, Ordering::Relaxed));
+        let (id, len) = self.used_element(self.next_used);
         let head = u16::try_from(id).unwrap_or_else(|_| panic!("used id {id:#x} is no head"));
         let held =
             self.in_flight.remove(&head).unwrap_or_else(|| panic!("used head {head} is not in flight"));
@@ -358,6 +361,13 @@ impl Ring {
         let calls = self.call.wait(timeout);
         self.calls_taken += calls;
         calls > 0
+    }
+
+    /// Id and length of an element of the used ring, whether or not the device has shown it yet.
+    pub fn used_element(&self, index: u16) -> (u32, u32) {
+        let element = self.used + 4 + 8 * u64::from(index % self.size);
+        let field = |at| u32::from_le(self.memory.load(at, Ordering::Relaxed));
+        (field(element), field(element + 4))
     }
 
     /// The device's index into the used ring.

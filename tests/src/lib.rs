@@ -29,3 +29,4 @@ pub mod subject;
 pub mod throttle;
 pub mod vm;
 
+pub mod wire;

@@ -3,6 +3,52 @@
 //! A test makes one [`Rng`] with [`Rng::for_test`], which prints the seed (shown by the test runner when the test
 //! fails) and takes another one from `SLUICE_SEED`. The generator is SplitMix64: tests need spread and replay,
 //! not secrecy.
+//!
+//! What makes something random out of choices takes any [`Choose`], so that a fuzzer can make the choices too.
+
+/// Somebody who makes choices.
+pub trait Choose {
+    /// A number below `bound`, which is not 0.
+    fn below(&mut self, bound: usize) -> usize;
+
+    /// Any 64 bits.
+    fn any_u64(&mut self) -> u64;
+
+    /// A number in `low..=high`.
+    fn between(&mut self, low: usize, high: usize) -> usize {
+        low + self.below(high - low + 1)
+    }
+
+    /// One of the items.
+    fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.below(items.len())]
+    }
+
+    /// True in one of `n` cases.
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A 16-bit number below `bound`.
+    fn below_u16(&mut self, bound: u16) -> u16 {
+        u16::try_from(self.below(bound.into())).expect("a number below a u16 is one")
+    }
+
+    /// A 32-bit number below `bound`.
+    fn below_u32(&mut self, bound: u32) -> u32 {
+        u32::try_from(self.any_u64() % u64::from(bound)).expect("a number below a u32 is one")
+    }
+}
+
+impl Choose for Rng {
+    fn below(&mut self, bound: usize) -> usize {
+        Rng::below(self, bound)
+    }
+
+    fn any_u64(&mut self) -> u64 {
+        self.next_u64()
+    }
+}
 
 /// A generator of pseudo-random numbers.
 #[derive(Clone, Debug)]

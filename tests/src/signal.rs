@@ -28,21 +28,28 @@ impl Signal {
         &self.fd
     }
 
+    /// Whether the signal was given, which is not taken.
+    pub fn is_given(&self) -> bool {
+        self.is_given_within(Duration::ZERO)
+    }
+
+    fn is_given_within(&self, timeout: Duration) -> bool {
+        let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // What the kernel has to do for an io_uring of this thread interrupts a wait, too.
+        loop {
+            match self.epoll.wait(ms, &mut [EpollEvent::default()]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                ready => return ready.expect("epoll_wait works") > 0,
+            }
+        }
+    }
+
     /// How often the signal was given since it was taken last: waits up to `timeout` for the first time, and takes it.
     pub fn wait(&self, timeout: Duration) -> u64 {
-        let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        let mut events = [EpollEvent::default()];
-        // What the kernel has to do for an io_uring of this thread interrupts a wait, too.
-        let ready = loop {
-            match self.epoll.wait(ms, &mut events) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                ready => break ready.expect("epoll_wait works"),
-            }
-        };
-        match ready {
-            0 => 0,
-            _ => self.fd.read().expect("a readable eventfd can be read"),
+        if !self.is_given_within(timeout) {
+            return 0;
         }
+        self.fd.read().expect("a readable eventfd can be read")
     }
 }
 
