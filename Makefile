@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO_TARGET_DIR ?= target
 
-.PHONY: help build demo test lint bench microbench doc install
+.PHONY: help build demo test lint bench microbench fuzz soak doc install
 
 help:
 	@echo 'make build       build sluice (target/release/sluice)'
@@ -12,6 +12,8 @@ help:
 	@echo 'make lint        format and lints only'
 	@echo 'make bench       measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
 	@echo 'make microbench  how long a request takes without any I/O, in nanoseconds and in instructions'
+	@echo 'make fuzz        fuzz in one process: TARGET=all (chains, messages, config) for SECONDS=600 each'
+	@echo 'make soak        a hundred million requests and four million messages of the worst kind: an hour and a half'
 	@echo 'make doc         the documentation of the crates, in target/doc'
 	@echo 'make install     install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
 
@@ -33,6 +35,14 @@ bench:
 microbench:
 	cargo bench --locked -p sluice-backend
 	scripts/instructions.sh
+
+fuzz:
+	scripts/fuzz.sh $(or $(TARGET),all) $(or $(SECONDS),600)
+
+soak:
+	cargo build --locked -p sluice-launcher
+	SLUICE_WIRE_REQUESTS=100000000 SLUICE_MESSAGES=4000000 \
+	  cargo test --locked -p sluice-tests --test wire_fuzz --test message_fuzz -- --nocapture
 
 doc:
 	cargo doc --locked --workspace --no-deps

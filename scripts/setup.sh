@@ -5,6 +5,7 @@
 #   scripts/setup.sh guest           what guests need to be built and booted: QEMU, its tools, archivers
 #   scripts/setup.sh bench           what the benchmark needs: QEMU's storage daemon, to compare with, and losetup
 #   scripts/setup.sh count           what counting instructions needs: valgrind
+#   scripts/setup.sh fuzz            what the fuzzer's runtime is compiled by: a C++ compiler
 #   scripts/setup.sh --check GROUP   installs nothing; fails, and says what is missing, when something is
 #
 # Silent, and done in a few milliseconds, when nothing is missing. Works as root or through sudo. The machine's package
@@ -21,6 +22,7 @@ guest_needs=(qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils qemu-storage
   cpio=cpio zstd=zstd lz4=lz4 xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
 bench_needs=(qemu-storage-daemon=qemu-utils /usr/sbin/losetup=mount)
 count_needs=(valgrind=valgrind)
+fuzz_needs=("c++=g++")
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -90,12 +92,12 @@ check_only=no
 groups=()
 for argument in "$@"; do
   case $argument in
-    build | guest | bench | count) groups+=("$argument") ;;
+    build | guest | bench | count | fuzz) groups+=("$argument") ;;
     --check) check_only=yes ;;
-    *) die "unknown group '$argument': use build, guest, bench, count, or several (and --check)" ;;
+    *) die "unknown group '$argument': use build, guest, bench, count, fuzz, or several (and --check)" ;;
   esac
 done
-[[ ${#groups[@]} -gt 0 ]] || die "name a group: build, guest, bench, count, or several"
+[[ ${#groups[@]} -gt 0 ]] || die "name a group: build, guest, bench, count, fuzz, or several"
 
 needs=()
 for group in "${groups[@]}"; do
@@ -104,6 +106,7 @@ for group in "${groups[@]}"; do
     guest) needs+=("${guest_needs[@]}") ;;
     bench) needs+=("${bench_needs[@]}") ;;
     count) needs+=("${count_needs[@]}") ;;
+    fuzz) needs+=("${fuzz_needs[@]}") ;;
   esac
 done
 mapfile -t missing < <(unmet "${needs[@]}")

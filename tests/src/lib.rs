@@ -28,5 +28,4 @@ pub mod signal;
 pub mod subject;
 pub mod throttle;
 pub mod vm;
-
 pub mod wire;

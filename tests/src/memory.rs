@@ -116,6 +116,11 @@ impl GuestMemory {
         &self.regions
     }
 
+    /// The memory as it is mapped here, for a device that is in this process.
+    pub fn mapped(&self) -> &GuestMemoryMmap<()> {
+        &self.map
+    }
+
     /// The front-end's user address of a guest address.
     ///
     /// # Panics

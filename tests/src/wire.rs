@@ -10,6 +10,7 @@
 //! write over its rings and its neighbours' requests is for it to know. That the device lives through it is tested by
 //! [`lane::Lane::harm_itself`].
 
+pub mod batch;
 pub mod chain;
 pub mod lane;
 pub mod message;

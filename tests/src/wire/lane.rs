@@ -4,11 +4,9 @@
 //! order; the device has all of them at a time. A chain that breaks the ring is the last of its batch: the ones before
 //! are answered all the same, then the ring is stopped and starts anew.
 
-mod batch;
-
 use std::time::{Duration, Instant};
 
-use self::batch::{Batch, Chain, Tail};
+use super::batch::{Batch, Chain, Tail};
 use super::chain::{DESC, Mapped, RawDesc};
 use super::oracle::{Facts, Oracle};
 use super::plan::ARENA;

@@ -3,14 +3,14 @@
 use crate::memory::GuestMemory;
 use crate::model::{Answer, Model};
 use crate::request::Request;
-use crate::rng::Rng;
+use crate::rng::Choose;
 use crate::wire::chain::RawDesc;
 use crate::wire::oracle::{Action, Oracle, Verdict};
 use crate::wire::plan::{ARENA, Made, make};
 
 /// What ends a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tail {
+pub enum Tail {
     /// Its last chain.
     None,
     /// A chain that breaks the ring.
@@ -25,8 +25,9 @@ pub(super) enum Tail {
 
 /// A chain that is to be answered.
 #[derive(Debug)]
-pub(super) struct Chain {
-    pub(super) made: Made,
+pub struct Chain {
+    /// The chain.
+    pub made: Made,
     /// Where the status byte is.
     status: u64,
     action: Action,
@@ -35,9 +36,12 @@ pub(super) struct Chain {
 }
 
 /// Chains to be sent together.
+///
+/// No two of them touch the same sectors if one of them writes, so that a device may do them in any order.
 #[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) chains: Vec<Chain>,
+pub struct Batch {
+    /// In the order in which they are made available.
+    pub chains: Vec<Chain>,
     /// The last breaks the ring.
     breaks: bool,
     size: usize,
@@ -45,26 +49,26 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Makes up to `depth` chains and writes them into `table`. `memory` is where their arenas are, and what is in them.
-    pub(super) fn make(
+    pub fn make(
         oracle: &Oracle,
-        rng: &mut Rng,
+        choose: &mut impl Choose,
         table: &mut [RawDesc],
         (arenas, noise): (u64, &[u8]),
         depth: usize,
     ) -> Self {
-        let mut free = shuffled(rng, table.len());
+        let mut free = shuffled(choose, table.len());
         let mut batch = Batch { chains: vec![], breaks: false, size: table.len() };
         for _ in 0..2 * depth {
             if batch.breaks || batch.chains.len() == depth {
                 break;
             }
-            let noise = &noise[8 * rng.below((noise.len() - ARENA) / 8)..];
-            let wrongs = *rng.pick(&[0, 0, 0, 0, 0, 0, 1, 1, 1, 2]);
+            let noise = &noise[8 * choose.below((noise.len() - ARENA) / 8)..];
+            let wrongs = choose.pick(&[0, 0, 0, 0, 0, 0, 1, 1, 1, 2]);
             let base = arenas + (ARENA * batch.chains.len()) as u64;
-            let Some(made) = make(oracle, rng, table, &mut free, (base, noise), wrongs) else { break };
+            let Some(made) = make(oracle, choose, table, &mut free, (base, noise), wrongs) else { break };
             let verdict = oracle.judge(table, made.head(), &made.arena);
             // Few chains that break the ring: starting it anew takes as long as many requests.
-            let sent = verdict != Verdict::Broken || rng.one_in(16);
+            let sent = verdict != Verdict::Broken || choose.one_in(16);
             if !sent || !batch.take(made.clone(), verdict) {
                 free.extend(made.slots);
             }
@@ -104,7 +108,7 @@ impl Batch {
     }
 
     /// Has the model do what is to be answered.
-    pub(super) fn execute(&mut self, model: &mut Model) {
+    pub fn execute(&mut self, model: &mut Model) {
         let answered = self.answered();
         for chain in &mut self.chains[..answered] {
             chain.answer = Some(match &chain.action {
@@ -115,39 +119,39 @@ impl Batch {
     }
 
     /// How many chains are to be answered.
-    pub(super) fn answered(&self) -> usize {
+    pub fn answered(&self) -> usize {
         self.chains.len() - usize::from(self.breaks)
     }
 
     /// The chain that breaks the ring.
-    pub(super) fn breaker(&self) -> Option<&Chain> {
+    pub fn breaker(&self) -> Option<&Chain> {
         self.chains.last().filter(|_| self.breaks)
     }
 
     /// What the available ring gets.
-    pub(super) fn heads(&self) -> Vec<u16> {
+    pub fn heads(&self) -> Vec<u16> {
         self.chains.iter().map(|chain| chain.made.head()).collect()
     }
 
     /// How the batch is to end.
-    pub(super) fn tail(&self, rng: &mut Rng) -> Tail {
+    pub fn tail(&self, choose: &mut impl Choose) -> Tail {
         let size = u16::try_from(self.size).expect("a ring's size is 16 bits");
         let room = self.chains.len() < self.size;
         let is_plain = self.chains.last().is_some_and(|chain| chain.made.wrong.is_empty());
-        match rng.below(40) {
+        match choose.below(40) {
             _ if self.breaks => Tail::Chain,
-            0 if room => Tail::Head(*rng.pick(&[size, size + 1, 0x8000, u16::MAX])),
+            0 if room => Tail::Head(choose.pick(&[size, size + 1, 0x8000, u16::MAX])),
             1 if room && is_plain => Tail::Twice,
-            2 => Tail::Jump(*rng.pick(&[size + 1, 0x8000, u16::MAX])),
+            2 => Tail::Jump(choose.pick(&[size + 1, 0x8000, u16::MAX])),
             _ => Tail::None,
         }
     }
 
     /// Lets what the device writes for some chains go to other places: any in and around `targets`.
-    pub(super) fn aim(&mut self, rng: &mut Rng, table: &mut [RawDesc], targets: &[u64]) {
+    pub fn aim(&mut self, choose: &mut impl Choose, table: &mut [RawDesc], targets: &[u64]) {
         for desc in table.iter_mut().filter(|desc| desc.is_write() && desc.len > 1) {
-            if rng.one_in(2) {
-                desc.addr = *rng.pick(targets) + rng.below(64) as u64;
+            if choose.one_in(2) {
+                desc.addr = choose.pick(targets) + choose.below(64) as u64;
             }
         }
     }
@@ -158,7 +162,7 @@ impl Chain {
     ///
     /// # Panics
     /// If it differs.
-    pub(super) fn judge(&self, memory: &GuestMemory, used: u32, model: &Model, table: &[RawDesc]) -> u8 {
+    pub fn judge(&self, memory: &GuestMemory, used: u32, model: &Model, table: &[RawDesc]) -> u8 {
         let answer = self.answer.as_ref().expect("the model was asked");
         let arena = &self.made.arena;
         let mut after = memory.read(arena.base, arena.bytes.len());
@@ -240,12 +244,9 @@ fn conflict(a: &Action, b: &Action) -> bool {
     a.extents().iter().any(|x| b.extents().iter().any(|y| x.0 < y.1 && y.0 < x.1))
 }
 
-/// All slots of a ring, in any order.
-fn shuffled(rng: &mut Rng, size: usize) -> Vec<u16> {
-    let mut slots: Vec<u16> =
-        (0..size).map(|i| u16::try_from(i).expect("a ring's size is 16 bits")).collect();
-    for i in (1..size).rev() {
-        slots.swap(i, rng.below(i + 1));
-    }
-    slots
+/// All slots of a ring, in some order: from anywhere, by an odd step, as the size is a power of two.
+fn shuffled(choose: &mut impl Choose, size: usize) -> Vec<u16> {
+    let (start, step) = (choose.below(size), 2 * choose.below(size / 2) + 1);
+    let slot = |i: usize| u16::try_from((start + i * step) % size).expect("a ring's size is 16 bits");
+    (0..size).map(slot).collect()
 }

@@ -1,0 +1,1 @@
+../../launcher/src/disk_args.rs

@@ -1,0 +1,32 @@
+//! What is fuzzed in one process. Each target is a function of bytes that panics when something is wrong.
+//!
+//! | target | from bytes | held against |
+//! |---|---|---|
+//! | [`chains`] | batches of descriptor chains on a ring of a disk in memory | the oracle and the model of `sluice-tests` |
+//! | [`messages`] | messages with fds on a connection, or any bytes | the device lives and serves the next front-end |
+//! | [`configuration`] | a configuration file, a `--disk` option or a size | errors name their place; what is read says itself |
+//!
+//! A target that shall be looked at by the fuzzer is a file in `fuzz_targets/`, a directory in `corpus/` and a line in
+//! [`TARGETS`]. The inflight region, which is read back after a crash, will be the next one.
+
+pub mod chains;
+pub mod choices;
+pub mod configuration;
+pub mod messages;
+
+// The launcher is a program, not a library: its files that read what people write are linked to from here.
+#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
+mod config;
+#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
+mod disk_args;
+#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
+mod plan;
+#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
+mod worker_args;
+
+/// A target: its name, and what is done with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// The targets.
+pub const TARGETS: [Target; 3] =
+    [("chains", chains::run), ("messages", messages::run), ("config", configuration::run)];

@@ -1,0 +1,1 @@
+../../launcher/src/worker_args.rs
