@@ -203,7 +203,7 @@ impl Serving {
                 // The served one may have left just before the other one came: then the other one is next, not second.
                 todo = Todo::Handle;
             }
-match todo {
+            match todo {
                 Todo::Stop => return Ok(End::Stopped),
                 Todo::Close => return Ok(End::MemoryLost),
                 Todo::Handle | Todo::Accept => {}
