@@ -9,10 +9,11 @@
 //! more is fetched.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use sluice_mem::guest::MemPin;
 use sluice_mem::slice::GuestSlice;
+use sluice_mem::sync::fence;
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::desc::split::Descriptor;
 
@@ -392,5 +393,7 @@ impl Part {
     }
 }
 
+#[cfg(all(test, feature = "loom"))]
+mod loom;
 #[cfg(test)]
 mod tests;

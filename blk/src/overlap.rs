@@ -38,7 +38,9 @@
 //! assert!(overlaps.try_take(second, 0, 8192, Access::Shared).is_some());
 //! ```
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use sluice_mem::sync::{Mutex, MutexGuard};
 
 /// How a range is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,5 +215,7 @@ impl Inner {
     }
 }
 
+#[cfg(all(test, feature = "loom"))]
+mod loom;
 #[cfg(test)]
 mod tests;

@@ -23,10 +23,11 @@
 //! # Ok::<(), sluice_mem::budget::OverBudget>(())
 //! ```
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::gfp::Gfp;
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard};
 
 /// What a budget, those within it, and those within them share.
 #[derive(Debug, Default)]
@@ -235,5 +236,7 @@ impl Drop for Charge {
     }
 }
 
+#[cfg(all(test, feature = "loom"))]
+mod loom;
 #[cfg(test)]
 mod tests;

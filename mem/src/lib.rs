@@ -14,6 +14,7 @@
 //! | [`sigbus`] | guest memory that is taken away | none |
 //! | [`guest`] | all regions: guest address to memory | none (`struct kvm_memslots`) |
 //! | [`mod@slice`] | a range of guest memory, copied in and out | none |
+//! | [`sync`] | what threads share | none |
 //! | [`sglist`] | the pieces of memory that one transfer touches | `struct bio_vec` arrays, `struct scatterlist` |
 //! | [`anon`] | memory that threads share and copy in and out of | `drivers/block/brd.c` |
 //! | [`bounce`] | a stand-in for memory that the disk cannot take | `block/bounce.c` |
@@ -31,6 +32,7 @@ pub mod region;
 pub mod sglist;
 pub mod sigbus;
 pub mod slice;
+pub mod sync;
 
 /// The unit of every allocation, and the alignment that suits every disk.
 ///

@@ -17,11 +17,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::fstatfs;
+
+use crate::sync::{AtomicPtr, AtomicUsize, fence};
 
 /// Tells that memory of a guest was taken away. One for all regions of a guest.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ struct Slot {
 }
 
 /// The slot that was made last.
-static SLOTS: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+static SLOTS: std::sync::atomic::AtomicPtr<Slot> = std::sync::atomic::AtomicPtr::new(ptr::null_mut());
 /// Those of them that are free.
 static FREE: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 /// What a SIGBUS did before.
@@ -87,16 +89,37 @@ impl Slot {
         }
         // SAFETY: null, or a slot that was leaked below.
         let next = unsafe { SLOTS.load(Ordering::Relaxed).as_ref() };
-        let slot = Box::leak(Box::new(Self {
+        let slot = Box::leak(Box::new(Self::free(next)));
+        // Only ever written under the lock of FREE.
+        SLOTS.store(slot, Ordering::Release);
+        slot
+    }
+
+    /// One that is free, in a list.
+    fn free(next: Option<&'static Self>) -> Self {
+        Self {
             start: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
             page: AtomicUsize::new(0),
             alarm: AtomicPtr::new(ptr::null_mut()),
             next,
-        }));
-        // Only ever written under the lock of FREE.
-        SLOTS.store(slot, Ordering::Release);
-        slot
+        }
+    }
+
+    /// Takes in a mapping. The slot is free, and the caller's.
+    fn fill(&self, start: usize, len: usize, page: usize, alarm: *const Alarm) {
+        // Who sees any of these sees that the slot was free before, also where another thread has freed it: then the
+        // lock of FREE comes between, which the handler does not take.
+        fence(Ordering::Release);
+        self.len.store(len, Ordering::Relaxed);
+        self.page.store(page, Ordering::Relaxed);
+        self.alarm.store(alarm.cast_mut(), Ordering::Relaxed);
+        self.start.store(start, Ordering::Release);
+    }
+
+    /// Is free again.
+    fn clear(&self) {
+        self.start.store(0, Ordering::Relaxed);
     }
 
     /// The start of the page of the mapping that `addr` is in, and the alarm, if the slot's mapping has it.
@@ -124,10 +147,7 @@ impl Watch {
     /// Watches the mapping of `len` bytes of `file` at `start`.
     pub(crate) fn new(start: *mut u8, len: usize, page: usize, alarm: Arc<Alarm>) -> Self {
         let slot = Slot::take();
-        slot.len.store(len, Ordering::Relaxed);
-        slot.page.store(page, Ordering::Relaxed);
-        slot.alarm.store(Arc::as_ptr(&alarm).cast_mut(), Ordering::Relaxed);
-        slot.start.store(start.addr(), Ordering::Release);
+        slot.fill(start.addr(), len, page, Arc::as_ptr(&alarm));
         Self { slot, alarm }
     }
 
@@ -138,8 +158,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.slot.start.store(0, Ordering::Relaxed);
-        fence(Ordering::Release);
+        self.slot.clear();
         FREE.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
     }
 }
@@ -224,5 +243,7 @@ fn replace(addr: usize) -> bool {
     true
 }
 
+#[cfg(all(test, feature = "loom"))]
+mod loom;
 #[cfg(test)]
 mod tests;

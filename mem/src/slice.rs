@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, Ordering, compiler_fence};
 use vm_memory::ByteValued;
 
 use crate::guest::MemPin;
+use crate::sync::word;
 
 /// `len` bytes of guest memory, which stay mapped while this value lives (nearest in Linux: the `__user` pointers that
 /// `vhost_get_user` and `vhost_put_user` take).
@@ -90,7 +91,7 @@ impl GuestSlice {
     #[must_use]
     #[inline]
     pub fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
-        u16::from_le(self.atomic(offset).load(order))
+        u16::from_le(word(self.atomic(offset)).load(order))
     }
 
     /// Stores the little-endian 16-bit number at `offset`, atomically.
@@ -101,7 +102,7 @@ impl GuestSlice {
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
         #[cfg(feature = "crash-points")]
         crate::crash::point();
-        self.atomic(offset).store(value.to_le(), order);
+        word(self.atomic(offset)).store(value.to_le(), order);
     }
 
     /// The address of the `size` bytes at `offset`.
