@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make test`: every check of the project, unattended, from a fresh clone. Stops at the first stage that fails.
 #
-# With the name of a stage as argument (lint, unit, instructions, simulation, conformance, hostile, fuzz, guests) only that one runs.
+# With the name of a stage as argument (lint, unit, instructions, simulation, loom, conformance, hostile, fuzz, guests)
+# only that one runs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 only=${1:-all}
@@ -34,7 +35,7 @@ hostile() {
 
 [[ $only == lint ]] || scripts/setup.sh build
 [[ $only != all && $only != instructions ]] || scripts/setup.sh count
-[[ $only == lint || $only == unit || $only == instructions || $only == simulation || $only == hostile ||
+[[ $only == lint || $only == unit || $only == instructions || $only == simulation || $only == loom || $only == hostile ||
   $only == fuzz ]] || scripts/setup.sh guest
 
 stage 'format' lint cargo fmt --all --check
@@ -48,6 +49,8 @@ stage 'the project checks itself: layers, unsafe, names' unit cargo test --locke
 stage 'instructions for a request: not 5 % more than accepted' instructions scripts/instructions.sh
 stage 'simulation: 200,000 seeds of queues on one disk' simulation \
   env SLUICE_SEEDS=200000 cargo test --locked --release -p sluice-blk --lib simulation
+stage 'threads in every order of their steps' loom cargo test --locked -p sluice-mem -p sluice-blk -p sluice-backend \
+  --features sluice-backend/loom --lib loom_
 stage 'conformance: the daemon, the adapter and the reference device; libblkio' conformance suites conformance blkio
 stage 'hostile: 5,000,000 requests, 200,000 messages, 10,000 connections' hostile hostile
 stage 'corpus of the fuzzer, replayed' fuzz \
