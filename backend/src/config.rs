@@ -11,6 +11,7 @@
 //! 48 max_write_zeroes_sectors u32 | 52 max_write_zeroes_seg u32 | 56 write_zeroes_may_unmap u8
 //! 60 max_secure_erase_sectors u32 | 64 max_secure_erase_seg u32 | 68 secure_erase_sector_alignment u32
 //! ```
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -198,7 +199,7 @@ impl DiskConfig {
     pub fn read(&self, offset: u32, size: u32) -> Option<Vec<u8>> {
         let offset = config_offset(offset);
         let end = offset.checked_add(size).filter(|end| *end <= Self::BYTES)?;
-        Some(self.bytes()[offset as usize..end as usize].to_vec())
+        self.bytes().get(offset as usize..end as usize).map(<[u8]>::to_vec)
     }
 
     /// Writes to the config space: the `writeback` field alone can be written, with 0 or 1.
@@ -224,6 +225,7 @@ impl DiskConfig {
         u32::from(self.queue_size).saturating_sub(2).clamp(1, Self::SEG_MAX)
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "the limits are the disk's: a block has bytes")]
     fn bytes(&self) -> [u8; Self::BYTES as usize] {
         let mut space = Space([0; Self::BYTES as usize]);
         let limits = &self.limits;
@@ -291,6 +293,11 @@ fn config_offset(offset: u32) -> u32 {
 struct Space([u8; DiskConfig::BYTES as usize]);
 
 impl Space {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "offsets are this file's own"
+    )]
     fn put<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) {
         self.0[offset..offset + N].copy_from_slice(&bytes);
     }

@@ -4,6 +4,7 @@
 //! were more fds than it has room for. So a message is taken only when all of it is there, with no more fds than fit,
 //! and with room for the answer: then nobody waits, and a front-end that stops in the middle of a message holds up
 //! nothing but itself.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -64,7 +65,7 @@ impl Header {
     /// How many bytes the message has that will be read: without those after a header that is refused.
     fn bytes(self) -> u64 {
         let size = usize::try_from(self.size).ok().filter(|size| *size <= MAX_MSG_SIZE);
-        (Self::BYTES + size.unwrap_or(0)) as u64
+        Self::BYTES.saturating_add(size.unwrap_or(0)) as u64
     }
 }
 
@@ -130,12 +131,11 @@ pub(crate) fn refuse(stream: &UnixStream, header: Header) -> io::Result<()> {
 /// The numbers at the start of the message's payload, which is not taken.
 pub(crate) fn peek_numbers<const N: usize>(stream: &UnixStream) -> io::Result<Option<[u32; N]>> {
     let mut bytes = [0; Header::BYTES + MAX_MSG_SIZE];
-    let wanted = Header::BYTES + 4 * N;
-    let (_, count) = recv(stream, &mut bytes[..wanted], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-    let number = |n: usize| {
-        let at = Header::BYTES + 4 * n;
-        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
+    let wanted = N.saturating_mul(size_of::<u32>()).saturating_add(Header::BYTES);
+    let room = bytes.get_mut(..wanted).ok_or_else(|| io::Error::other("more numbers than fit a message"))?;
+    let (_, count) = recv(stream, &mut *room, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    let (words, _) = room.get(Header::BYTES..).unwrap_or_default().as_chunks();
+    let number = |n: usize| words.get(n).copied().map_or(0, u32::from_ne_bytes);
     Ok((count == wanted).then(|| std::array::from_fn(number)))
 }
 
@@ -159,7 +159,8 @@ pub(crate) fn answer_no_inflight(stream: &UnixStream, header: Header) -> io::Res
 fn take(mut stream: &UnixStream, header: Header) -> io::Result<()> {
     let mut message = [0; Header::BYTES + MAX_MSG_SIZE];
     let len = usize::try_from(header.bytes()).map_err(io::Error::other)?;
-    stream.read_exact(&mut message[..len])
+    let message = message.get_mut(..len).ok_or_else(|| io::Error::other("longer than a message may be"))?;
+    stream.read_exact(message)
 }
 
 fn answer(mut stream: &UnixStream, header: Header, body: &[u8]) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! A ring runs when it has a size, addresses, a kick fd, and is enabled. It then belongs to a worker; whatever changes
 //! it afterwards stops it first, which waits for its I/O, and starts it again where it was. A front-end cannot tell,
 //! but for `SET_VRING_NUM`, `SET_VRING_ADDR` and `SET_VRING_BASE`, which are refused on a running ring.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::fmt;
 use std::fs::File;
@@ -333,7 +334,7 @@ impl Rings {
             if running.contains(&index) {
                 let line = format_args!("{}: {}; it stands still", self.name, chain(&error));
                 self.device.faults().log(log::Level::Warn, line);
-                if let Some(err) = &self.rings[index as usize].err {
+                if let Some(err) = self.rings.get(index as usize).and_then(|ring| ring.err.as_ref()) {
                     Call::new(Arc::clone(err), self.workers.signals()).signal();
                 }
             }
@@ -345,7 +346,7 @@ impl Rings {
     }
 
     fn is_running(&self, index: u32) -> bool {
-        self.rings[index as usize].served.is_some()
+        self.rings.get(index as usize).is_some_and(|ring| ring.served.is_some())
     }
 
     fn ring(&mut self, index: u32) -> Result<&mut Ring, RingError> {
@@ -369,7 +370,7 @@ impl Rings {
     }
 
     fn start_if_complete(&mut self, index: u32) -> Result<(), RingError> {
-        let ring = &self.rings[index as usize];
+        let Some(ring) = self.rings.get(index as usize) else { return Ok(()) };
         let complete = ring.enabled && ring.size > 0 && !self.memory.regions().is_empty();
         let (true, Some(addrs), Some(kick)) = (complete, ring.addrs, &ring.kick) else { return Ok(()) };
         if ring.served.is_some() || ring.broken {
@@ -394,7 +395,7 @@ impl Rings {
             err,
         };
         let served = self.workers.serve(setup).map_err(start)?;
-        self.rings[index as usize].served = Some(served);
+        self.ring(index)?.served = Some(served);
         Ok(())
     }
 
@@ -415,7 +416,7 @@ impl Rings {
 
     /// A ring in guest addresses.
     fn resolve(&self, size: u16, addrs: RingAddrs, next_avail: u16) -> Result<RingSetup, SetupError> {
-        let has = |bit: u32| self.features & (1 << bit) != 0;
+        let has = |bit: u32| 1_u64.checked_shl(bit).is_some_and(|bit| self.features & bit != 0);
         let mut setup = RingSetup {
             size,
             desc: addrs.desc,

@@ -3,6 +3,7 @@
 //! Framing and validation are the `vhost` crate's; it calls the methods here, one per message. What a message asks for
 //! and cannot have is an error, and then nothing has changed: the crate answers with a non-zero acknowledgement where
 //! one was asked for, and [`crate::server`] closes the connection where none was.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::fs::File;
 use std::io;

@@ -7,6 +7,7 @@
 //!
 //! The driver is not trusted: what it can get wrong in the rings themselves is a [`RingFault`], after which nothing
 //! more is fetched.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -170,7 +171,8 @@ impl Vring {
         let next_avail = next_avail.unwrap_or(setup.next_avail);
         let mut in_flight = vec![false; usize::from(setup.size)];
         for head in &heads {
-            in_flight[usize::from(*head)] = true;
+            let slot = in_flight.get_mut(usize::from(*head));
+            *slot.expect("heads of an account that was checked") = true;
         }
         Ok(Self {
             desc,
@@ -243,7 +245,7 @@ impl Vring {
                 return Ok(None);
             }
         }
-        let entry = AVAIL_RING + 2 * self.position(self.next_avail);
+        let entry = avail_entry(self.position(self.next_avail));
         let head = self.avail.load_u16(entry, Ordering::Relaxed);
         match self.in_flight.get_mut(usize::from(head)) {
             None => Err(RingFault::Head { head, size: self.size }),
@@ -265,11 +267,11 @@ impl Vring {
     /// When the head is not in flight.
     #[inline(always)]
     pub fn put_used(&mut self, head: u16, len: u32) {
-        let was_in_flight = std::mem::take(&mut self.in_flight[usize::from(head)]);
+        let was_in_flight = self.in_flight.get_mut(usize::from(head)).is_some_and(std::mem::take);
         assert!(was_in_flight, "a head is given back once");
         // id (u32) | len (u32), both little-endian.
         let element = u64::from(head) | u64::from(len) << 32;
-        self.used.write(USED_RING + 8 * self.position(self.next_used), element.to_le());
+        self.used.write(used_element(self.position(self.next_used)), element.to_le());
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(inflight) = &mut self.inflight {
             inflight.put(head);
@@ -300,7 +302,7 @@ impl Vring {
             let flags = self.avail.load_u16(AVAIL_FLAGS, Ordering::Relaxed);
             return u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
         }
-        let event = self.avail.load_u16(AVAIL_RING + 2 * usize::from(self.size), Ordering::Relaxed);
+        let event = self.avail.load_u16(avail_entry(usize::from(self.size)), Ordering::Relaxed);
         // virtio 1.3, 2.7.7.2: when the index has moved past the one that the driver waits for.
         self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
     }
@@ -309,14 +311,14 @@ impl Vring {
     #[must_use]
     pub fn available(&self) -> usize {
         let new = self.avail.load_u16(AVAIL_IDX, Ordering::Relaxed).wrapping_sub(self.next_avail);
-        usize::from(new) + self.replay.len()
+        usize::from(new).saturating_add(self.replay.len())
     }
 
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
     /// already: then no kick will come for it.
     pub fn enable_kick(&mut self) -> bool {
         if self.event_idx {
-            let event = USED_RING + 8 * usize::from(self.size);
+            let event = used_element(usize::from(self.size));
             self.used.store_u16(event, self.next_avail, Ordering::Relaxed);
         } else {
             self.used.store_u16(USED_FLAGS, 0, Ordering::Relaxed);
@@ -337,6 +339,18 @@ impl Vring {
     fn position(&self, index: u16) -> usize {
         usize::from(index & self.mask)
     }
+}
+
+/// Where an entry of the available ring is; after the last one is used_event.
+#[inline]
+fn avail_entry(position: usize) -> usize {
+    position.wrapping_mul(2).wrapping_add(AVAIL_RING)
+}
+
+/// Where an element of the used ring is; after the last one is avail_event.
+#[inline]
+fn used_element(position: usize) -> usize {
+    position.wrapping_mul(8).wrapping_add(USED_RING)
 }
 
 /// Whether a ring can have so many descriptors.
@@ -364,9 +378,9 @@ pub fn parts(setup: &RingSetup) -> [Part; 3] {
     let n = usize::from(setup.size);
     let event = if setup.event_idx { 2 } else { 0 };
     [
-        Part { name: "descriptor table", len: 16 * n, align: 16 },
-        Part { name: "available ring", len: AVAIL_RING + 2 * n + event, align: 2 },
-        Part { name: "used ring", len: USED_RING + 8 * n + event, align: 4 },
+        Part { name: "descriptor table", len: n.saturating_mul(16), align: 16 },
+        Part { name: "available ring", len: avail_entry(n).saturating_add(event), align: 2 },
+        Part { name: "used ring", len: used_element(n).saturating_add(event), align: 4 },
     ]
 }
 
@@ -386,8 +400,8 @@ impl Part {
         let slice = pin.slice(addr, self.len).map_err(|_| unmapped)?;
         // Regions are mapped at pages, wherever they are in the guest: what is aligned there need not be so here.
         let region = pin.memory().regions().iter().rfind(|region| region.guest_addr() <= addr);
-        match region.map(|region| (addr - region.guest_addr()).is_multiple_of(self.align)) {
-            Some(true) => Ok(slice),
+        match region.and_then(|region| addr.checked_sub(region.guest_addr())) {
+            Some(offset) if offset.is_multiple_of(self.align) => Ok(slice),
             _ => Err(SetupError::Misaligned { part: self.name, addr, align: self.align }),
         }
     }

@@ -23,6 +23,7 @@
 //! assert!(pin.read(0x2ff8, &mut bytes).is_err(), "and not past the last");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 #![expect(unsafe_code, reason = "turns checked addresses into pointers into mapped regions")]
 
 use std::ptr::NonNull;
@@ -92,7 +93,8 @@ impl GuestMem {
     pub fn user_to_guest(&self, user_addr: u64, len: u64) -> Option<u64> {
         self.regions.iter().find_map(|region| {
             let offset = user_addr.checked_sub(region.user_addr())?;
-            (offset.checked_add(len)? <= region.size()).then(|| region.guest_addr() + offset)
+            let is_inside = offset.checked_add(len)? <= region.size();
+            is_inside.then(|| region.guest_addr().checked_add(offset)).flatten()
         })
     }
 
@@ -102,7 +104,7 @@ impl GuestMem {
         // The last region that starts at or before `addr`.
         let after = self.regions.partition_point(|region| region.guest_addr() <= addr);
         let region = self.regions.get(after.checked_sub(1)?)?;
-        let left = region.size().checked_sub(addr - region.guest_addr())?;
+        let left = region.size().checked_sub(addr.checked_sub(region.guest_addr())?)?;
         (left > 0).then_some((region, left))
     }
 
@@ -120,7 +122,8 @@ impl GuestMem {
     /// The pointer of a guest address that `find` has found in `region`.
     #[inline]
     fn pointer(&self, region: &Region, addr: u64) -> NonNull<u8> {
-        let offset = usize::try_from(addr - region.guest_addr()).expect("a region fits the address space");
+        let offset = addr.checked_sub(region.guest_addr()).and_then(|offset| usize::try_from(offset).ok());
+        let offset = offset.expect("an address in a region, which fits the address space");
         // SAFETY: `addr` is in the region (`find`), so the offset is inside its mapping.
         let ptr = unsafe { region.host_ptr().add(offset) };
         NonNull::new(ptr).expect("a mapping is not at address 0")
@@ -208,9 +211,10 @@ impl MemPin {
 fn check_overlap(regions: &mut [Region], start: impl Fn(&Region) -> u64) -> Result<(), RegionError> {
     regions.sort_by_key(&start);
     for pair in regions.windows(2) {
+        let [one, next] = pair else { continue };
         // Does not wrap: checked when the region was mapped.
-        if start(&pair[0]) + pair[0].size() > start(&pair[1]) {
-            return Err(RegionError::Overlaps { guest_addr: pair[1].guest_addr() });
+        if start(one).checked_add(one.size()).is_none_or(|end| end > start(next)) {
+            return Err(RegionError::Overlaps { guest_addr: next.guest_addr() });
         }
     }
     Ok(())

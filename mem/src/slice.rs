@@ -4,6 +4,7 @@
 //! is a copy in or out, and what is used more than once is copied out first, once (see `copy_once`). Ring indices are
 //! accessed with single 16-bit atomic operations (virtio 1.3, 2.7.6 and 2.7.13 ask for the barriers that the
 //! orderings give). No Linux counterpart.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 #![expect(unsafe_code, reason = "reads and writes memory that another process shares")]
 
 use std::ptr::NonNull;
@@ -174,7 +175,7 @@ pub(crate) unsafe fn copy_blocks(source: *const u8, target: *mut u8, len: usize)
     let overlap = source.addr().abs_diff(target.addr()) < len;
     let block = if overlap { len } else { BLOCK };
     for done in (0..len).step_by(block.max(1)) {
-        let now = block.min(len - done);
+        let now = block.min(len.saturating_sub(done));
         // SAFETY: `done + now <= len`, and the caller vouches for so many bytes. What overlaps is copied at once.
         unsafe { std::ptr::copy(source.wrapping_add(done), target.wrapping_add(done), now) };
     }

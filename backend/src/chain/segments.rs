@@ -16,6 +16,9 @@ use crate::config::DiskConfig;
 /// Bytes of a segment.
 const SEGMENT_BYTES: usize = 16;
 
+/// Bytes of as many segments as there may be.
+const BYTES_MAX: u64 = SEGMENT_BYTES as u64 * DiskConfig::RANGES_MAX as u64;
+
 /// Which request the segments belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -51,10 +54,10 @@ pub(super) fn build(
 ) -> Result<(), BlkStatus> {
     let bytes = data.bytes();
     let whole = bytes > 0 && bytes.is_multiple_of(SEGMENT_BYTES as u64);
-    if !whole || bytes > SEGMENT_BYTES as u64 * u64::from(DiskConfig::RANGES_MAX) {
+    if !whole || bytes > BYTES_MAX {
         return Err(BlkStatus::IoErr);
     }
-    for _ in 0..bytes / SEGMENT_BYTES as u64 {
+    while !data.is_empty() {
         let segment: [u8; SEGMENT_BYTES] = data.take_front(builder.pin)?;
         append(kind, segment, builder, chain)?;
     }
