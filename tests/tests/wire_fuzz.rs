@@ -82,3 +82,22 @@ fn a_file_by_io_uring_answers_what_is_due() {
     let subject = Subject::Sluice { engine: Engine::Uring, cache: "none" };
     fuzz(subject, &spec(), 5, "a_file_by_io_uring_answers_what_is_due", 92);
 }
+
+/// The control: the same chains at a back-end that nobody here wrote. What it does otherwise is said, and that it is
+/// found shows that the oracle bites.
+#[test]
+#[ignore = "its subject is not the product: cargo test -p sluice-tests --test wire_fuzz -- --ignored --nocapture"]
+fn another_back_end_is_caught() {
+    if !Subject::Qemu.is_here() {
+        eprintln!("skipped: {} is not installed", Subject::Qemu);
+        return;
+    }
+    for seed in 0..2 {
+        let run = || {
+            Lane::new(Guest::boot(Subject::Qemu, &spec())).session(seed, 2000, "another_back_end_is_caught")
+        };
+        let caught = std::panic::catch_unwind(run).expect_err("2000 chains without a difference");
+        let why = caught.downcast_ref::<String>().map_or("no words", String::as_str);
+        println!("seed {seed}: {why}\n");
+    }
+}

@@ -1,5 +1,7 @@
 //! The chains of one batch, with what is due to each.
 
+use std::fmt;
+
 use crate::memory::GuestMemory;
 use crate::model::{Answer, Model};
 use crate::request::Request;
@@ -154,6 +156,14 @@ impl Batch {
                 desc.addr = choose.pick(targets) + choose.below(64) as u64;
             }
         }
+    }
+}
+
+/// What is wrong in it.
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = self.chains.iter().map(|chain| &chain.made.wrong).filter(|wrong| !wrong.is_empty());
+        write!(f, "{} chains, of which these are wrong: {:?}", self.chains.len(), wrong.collect::<Vec<_>>())
     }
 }
 

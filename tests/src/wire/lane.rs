@@ -123,7 +123,7 @@ impl Lane {
             Tail::None | Tail::Chain | Tail::Jump(_) => {}
         }
         self.publish(first, rng.one_in(4));
-        self.await_used(answered);
+        self.await_used(answered, &batch);
         self.tally.batches += 1;
         let twice = matches!(tail, Tail::Twice).then(|| self.was_done_twice());
         if let Tail::Jump(by) = tail {
@@ -175,7 +175,7 @@ impl Lane {
     }
 
     /// Waits until used.idx has come to `index`, or past it, by a call if the device has a call fd.
-    fn await_used(&mut self, index: u16) {
+    fn await_used(&mut self, index: u16, batch: &Batch) {
         let (subject, calls) = (self.guest.subject, self.guest.drive.calls);
         let deadline = Instant::now() + PATIENCE;
         let ring = self.guest.ring();
@@ -184,14 +184,17 @@ impl Lane {
             if !calls {
                 std::thread::yield_now();
                 let used = ring.used_idx();
-                assert!(Instant::now() < deadline, "{subject}: no answer: used.idx {used}, not {index}");
+                assert!(
+                    Instant::now() < deadline,
+                    "{subject}: no answer: used.idx {used}, not {index}; {batch}"
+                );
                 continue;
             }
             ring.ask_for_call_at(index.wrapping_sub(1));
             if !is_there(ring) {
                 let called = ring.sleep(PATIENCE);
                 let used = ring.used_idx();
-                assert!(called, "{subject}: no call: used.idx {used}, not {index}");
+                assert!(called, "{subject}: no call: used.idx {used}, not {index}; {batch}");
             }
         }
     }
