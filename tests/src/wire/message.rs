@@ -121,7 +121,7 @@ pub fn message(choose: &mut impl Choose, known: &Known, fds: usize) -> Message {
 
 /// Mostly what is served; sometimes what is not, or nothing that there is.
 fn code(choose: &mut impl Choose) -> u32 {
-    const SERVED: [FrontendReq; 22] = [
+    const SERVED: [FrontendReq; 24] = [
         FrontendReq::GET_FEATURES,
         FrontendReq::SET_FEATURES,
         FrontendReq::SET_OWNER,
@@ -144,6 +144,8 @@ fn code(choose: &mut impl Choose) -> u32 {
         FrontendReq::GET_MAX_MEM_SLOTS,
         FrontendReq::ADD_MEM_REG,
         FrontendReq::REM_MEM_REG,
+        FrontendReq::GET_INFLIGHT_FD,
+        FrontendReq::SET_INFLIGHT_FD,
     ];
     if choose.one_in(12) {
         let wild = choose.any_u64();
@@ -167,7 +169,7 @@ fn payload(choose: &mut impl Choose, known: &Known, code: u32) -> (Vec<u8>, usiz
         Ok(FrontendReq::SET_PROTOCOL_FEATURES) => {
             let bits = choose.any_u64() & 0xffff;
             let all = choose.any_u64();
-            (choose.pick(&[0x8209, 0x8209, bits, 0, 8, all]).to_le_bytes().to_vec(), 0)
+            (choose.pick(&[0x9209, 0x9209, 0x8209, bits, 0, 8, all]).to_le_bytes().to_vec(), 0)
         }
         Ok(FrontendReq::SET_MEM_TABLE) => mem_table(choose, known),
         Ok(FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG) => {
@@ -198,6 +200,17 @@ fn payload(choose: &mut impl Choose, known: &Known, code: u32) -> (Vec<u8>, usiz
             let none = choose.one_in(6);
             let body = u64::from(index) | if none { 0x100 } else { 0 };
             (body.to_le_bytes().to_vec(), usize::from(!none))
+        }
+        Ok(FrontendReq::GET_INFLIGHT_FD | FrontendReq::SET_INFLIGHT_FD) => {
+            let sizes = [
+                choose.pick(&[1 << 20, 1 << 14, 4096, 0, u64::MAX]),
+                choose.pick(&[0, 0, 4096, 1, u64::MAX]),
+            ];
+            let counts =
+                [choose.pick(&[1u16, 2, 2, 0, u16::MAX]), choose.pick(&[128u16, 128, 256, 0, 3, u16::MAX])];
+            let mut body = sizes.map(u64::to_le_bytes).concat();
+            body.extend(counts.map(u16::to_le_bytes).concat());
+            (body, usize::from(code == u32::from(FrontendReq::SET_INFLIGHT_FD)))
         }
         Ok(FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG) => {
             let len = choose.pick(&[60u32, 60, 1, 1, 4, 8, 256, 0]);
