@@ -12,7 +12,7 @@ help:
 	@echo 'make lint        format and lints only'
 	@echo 'make bench       measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
 	@echo 'make microbench  how long a request takes without any I/O, in nanoseconds and in instructions'
-	@echo 'make fuzz        fuzz in one process: TARGET=all (chains, messages, config) for SECONDS=600 each'
+	@echo 'make fuzz        fuzz in one process: TARGET=all (chains, messages, inflight, config) for SECONDS=600 each'
 	@echo 'make soak        a hundred million requests and four million messages of the worst kind: an hour and a half'
 	@echo 'make doc         the documentation of the crates, in target/doc'
 	@echo 'make install     install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'

@@ -15,7 +15,7 @@ if [[ ${1:-} == --if-possible ]]; then
   must=no
   shift
 fi
-targets=(chains messages config)
+targets=(chains messages inflight config)
 [[ ${1:-all} == all ]] || targets=("$1")
 seconds=${2:-60}
 

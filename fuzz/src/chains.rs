@@ -207,7 +207,7 @@ fn event_fd() -> OwnedFd {
 }
 
 /// A disk in memory, all zero.
-fn device(read_only: bool, block: u32) -> Arc<Device> {
+pub(crate) fn device(read_only: bool, block: u32) -> Arc<Device> {
     let options = DiskOptions {
         read_only,
         cache: Some(Cache::Writeback),

@@ -4,14 +4,16 @@
 //! |---|---|---|
 //! | [`chains`] | batches of descriptor chains on a ring of a disk in memory | the oracle and the model of `sluice-tests` |
 //! | [`messages`] | messages with fds on a connection, or any bytes | the device lives and serves the next front-end |
+//! | [`inflight`] | memory that a front-end kept, and a ring's life after that | a list of what is in flight |
 //! | [`configuration`] | a configuration file, a `--disk` option or a size | errors name their place; what is read says itself |
 //!
 //! A target that shall be looked at by the fuzzer is a file in `fuzz_targets/`, a directory in `corpus/` and a line in
-//! [`TARGETS`]. The inflight region, which is read back after a crash, will be the next one.
+//! [`TARGETS`].
 
 pub mod chains;
 pub mod choices;
 pub mod configuration;
+pub mod inflight;
 pub mod messages;
 
 // The launcher is a program, not a library: its files that read what people write are linked to from here.
@@ -28,5 +30,9 @@ mod worker_args;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets.
-pub const TARGETS: [Target; 3] =
-    [("chains", chains::run), ("messages", messages::run), ("config", configuration::run)];
+pub const TARGETS: [Target; 4] = [
+    ("chains", chains::run),
+    ("messages", messages::run),
+    ("inflight", inflight::run),
+    ("config", configuration::run),
+];

@@ -39,6 +39,11 @@ fn messages() {
 }
 
 #[test]
+fn inflight() {
+    replay("inflight");
+}
+
+#[test]
 fn config() {
     replay("config");
 }
