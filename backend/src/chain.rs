@@ -13,6 +13,7 @@
 //!
 //! What every request comes through is always inlined, here and in the lists and pools that it uses: the compiler takes
 //! it for too large, and each call would cost more than what is in it (`scripts/instructions.sh` counts that).
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 mod segments;
 
@@ -92,7 +93,7 @@ impl Buffer {
     /// The address of the last byte, unless that wraps.
     #[inline]
     fn end(&self) -> Option<u64> {
-        self.addr.checked_add(u64::from(self.len) - 1)
+        self.addr.checked_add(u64::from(self.len).checked_sub(1)?)
     }
 }
 
@@ -115,7 +116,7 @@ impl Buffers<'_> {
     #[inline(always)]
     fn drop_last(&mut self) {
         match self.0.last_mut() {
-            Some(last) if last.len > 1 => last.len -= 1,
+            Some(last) if last.len > 1 => last.len = last.len.wrapping_sub(1),
             _ => {
                 self.0.split_off_last_mut();
             }
@@ -157,7 +158,7 @@ impl Buffers<'_> {
         match self.0.first_mut() {
             Some(first) if bytes < first.len as usize => {
                 // No overflow: less than a u32, and less than the buffer has.
-                first.len -= u32::try_from(bytes).unwrap_or(u32::MAX);
+                first.len = first.len.wrapping_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
                 first.addr = first.addr.wrapping_add(bytes as u64);
             }
             _ => {
@@ -182,7 +183,7 @@ impl ChainParser {
     /// A parser for chains of a ring of `size` descriptors.
     #[must_use]
     pub fn new(size: u16) -> Self {
-        let most = usize::from(size) + INDIRECT_MAX as usize;
+        let most = usize::from(size).saturating_add(INDIRECT_MAX as usize);
         Self { buffers: vec![Buffer::NONE; most], walked: 0 }
     }
 
@@ -235,18 +236,21 @@ impl Walk {
     /// Adds a descriptor; its buffer, if it is one, to `buffers`.
     #[inline(always)]
     fn add(&mut self, descriptor: Descriptor, buffers: &mut [Buffer]) {
-        self.descriptors += 1;
+        self.descriptors = self.descriptors.wrapping_add(1);
         let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len(), flags: descriptor.flags() };
         if buffer.len == 0 {
             self.has_empty_readable |= !buffer.is_writable();
             return;
         }
-        buffers[self.buffers] = buffer;
+        let Some(place) = buffers.get_mut(self.buffers) else {
+            unreachable!("there is room for the longest ring and the longest table")
+        };
+        *place = buffer;
         if !buffer.is_writable() {
             self.disorder |= self.readable != self.buffers;
-            self.readable += 1;
+            self.readable = self.readable.wrapping_add(1);
         }
-        self.buffers += 1;
+        self.buffers = self.buffers.wrapping_add(1);
     }
 }
 
@@ -273,7 +277,7 @@ impl ChainParser {
             }
             walk.add(descriptor, &mut self.buffers);
             if !descriptor.has_next() {
-                self.walked += u64::from(walk.descriptors);
+                self.walked = self.walked.wrapping_add(u64::from(walk.descriptors));
                 return Ok(walk);
             }
             index = descriptor.next();
@@ -301,7 +305,7 @@ impl ChainParser {
         let mut index = 0;
         for _ in 0..count {
             let descriptor = match &in_one_region {
-                Some(table) => table.read((DESCRIPTOR_BYTES * index) as usize),
+                Some(table) => table.read(DESCRIPTOR_BYTES.wrapping_mul(index) as usize),
                 None => indirect_descriptor(addr, index, pin)
                     .ok_or_else(|| fault("has an indirect table outside of the guest's memory"))?,
             };
@@ -310,7 +314,7 @@ impl ChainParser {
             }
             walk.add(descriptor, &mut self.buffers);
             if !descriptor.has_next() {
-                self.walked += u64::from(walk.descriptors);
+                self.walked = self.walked.wrapping_add(u64::from(walk.descriptors));
                 return Ok(walk);
             }
             index = u32::from(descriptor.next());
@@ -328,7 +332,9 @@ impl ChainParser {
         if walk.readable == 0 && !walk.has_empty_readable {
             return Err(fault("has no readable header"));
         }
-        let Some(last) = self.buffers[..walk.buffers].iter().rfind(|buffer| buffer.is_writable()) else {
+        let Some(last) =
+            self.buffers.get(..walk.buffers).unwrap_or_default().iter().rfind(|buffer| buffer.is_writable())
+        else {
             return Err(fault("has no writable status byte"));
         };
         let status = last.end().and_then(|addr| pin.slice(addr, 1).ok());
@@ -341,7 +347,8 @@ impl ChainParser {
         if walk.disorder {
             return Err(BlkStatus::IoErr);
         }
-        let (readable, writable) = self.buffers[..walk.buffers].split_at_mut(walk.readable);
+        let (readable, writable) =
+            self.buffers.get_mut(..walk.buffers).unwrap_or_default().split_at_mut(walk.readable);
         let (mut readable, mut writable) = (Buffers(readable), Buffers(writable));
         // The status byte is not data.
         writable.drop_last();
@@ -361,7 +368,7 @@ impl ChainParser {
 /// A copy of a descriptor of an indirect table that lies across regions of memory.
 #[cold]
 fn indirect_descriptor(table: u64, index: u32, pin: &MemPin) -> Option<Descriptor> {
-    let addr = table.checked_add(u64::from(DESCRIPTOR_BYTES) * u64::from(index))?;
+    let addr = table.checked_add(u64::from(DESCRIPTOR_BYTES).wrapping_mul(u64::from(index)))?;
     pin.read_value(addr).ok()
 }
 

@@ -179,7 +179,7 @@ impl Vring {
             avail,
             used,
             size: setup.size,
-            mask: setup.size - 1,
+            mask: setup.size.wrapping_sub(1),
             event_idx: setup.event_idx,
             indirect: setup.indirect,
             next_avail,

@@ -194,8 +194,9 @@ pub struct ServedRing {
 }
 
 impl ServedRing {
-    /// How often something else is done while a ring stops.
-    const MEANWHILE: Duration = Duration::from_millis(20);
+    /// How often something else is done while a ring stops. Longer than most disks take to answer: who comes back at once is
+    /// not refused for that.
+    const MEANWHILE: Duration = Duration::from_millis(80);
 
     /// Serves the ring no more. Waits until all of its requests are answered; then neither memory nor fds of the guest are
     /// touched any more. A disk may let it wait for long: now and then `meanwhile` is called.
