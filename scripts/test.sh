@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make test`: every check of the project, unattended, from a fresh clone. Stops at the first stage that fails.
 #
-# With the name of a stage as argument (lint, unit, instructions, simulation, loom, conformance, hostile, fuzz, guests)
+# With the name of a stage as argument (lint, unit, instructions, simulation, loom, conformance, faults, hostile, fuzz, guests)
 # only that one runs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -33,6 +33,16 @@ hostile() {
   SLUICE_WIRE_REQUESTS=5000000 SLUICE_MESSAGES=200000 suites wire_fuzz message_fuzz connections
 }
 
+# A daemon that is killed in the middle of writes, and disks that fail.
+faults() {
+  SLUICE_KILLS=2000 suites kill faulty_disk bounds
+}
+
+# 75 times each under two kinds of guests.
+kills_under_guests() {
+  SLUICE_VM_KILLS=75 cargo test --locked -p sluice-tests --test guest_linux kills
+}
+
 [[ $only == lint ]] || scripts/setup.sh build
 [[ $only != all && $only != instructions ]] || scripts/setup.sh count
 [[ $only == lint || $only == unit || $only == instructions || $only == simulation || $only == loom || $only == hostile ||
@@ -52,12 +62,14 @@ stage 'simulation: 200,000 seeds of queues on one disk' simulation \
 stage 'threads in every order of their steps' loom cargo test --locked -p sluice-mem -p sluice-blk -p sluice-backend \
   --features sluice-backend/loom --lib loom_
 stage 'conformance: the daemon, the adapter and the reference device; libblkio' conformance suites conformance blkio
+stage 'faults: 2,000 kills, disks that fail and hang' faults faults
 stage 'hostile: 5,000,000 requests, 200,000 messages, 10,000 connections' hostile hostile
 stage 'corpus of the fuzzer, replayed' fuzz \
   cargo test --locked --manifest-path fuzz/Cargo.toml --target-dir "$target"
 stage 'fuzzing: 40 s for each target' fuzz scripts/fuzz.sh --if-possible all 40
 stage 'guest images' guests sh -c 'guests/bare/build.sh && guests/linux/build.sh'
 stage 'guests in virtual machines' guests suites guest_bare guest_linux
+stage 'guests while the daemon is killed: 150 times' guests kills_under_guests
 
 printf '\nAll stages passed:\n'
 printf '%s\n' "${summary[@]}"
