@@ -1,0 +1,1 @@
+../../launcher/src/socket.rs
