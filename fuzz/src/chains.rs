@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use sluice_backend::call::SignalRings;
 use sluice_backend::config::DiskConfig;
 use sluice_backend::device::{Device, DeviceOptions};
 use sluice_backend::service::{Service, ServiceSetup};
@@ -108,7 +109,8 @@ impl<'a, 'b> Bench<'a, 'b> {
             call: None,
             err: None,
         };
-        let service = Service::start(setup, None, Arc::new(Nobody)).expect("a good ring starts");
+        let service = Service::start(setup, None, Arc::new(Nobody), &SignalRings::growing())
+            .expect("a good ring starts");
         let block = usize::try_from(block).expect("u32 fits usize");
         let model = Model::new(vec![0; DISK_BYTES], read_only, block, Some(SERIAL));
         let facts = Facts {

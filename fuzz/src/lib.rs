@@ -16,20 +16,6 @@ pub mod configuration;
 pub mod inflight;
 pub mod messages;
 
-// The launcher is a program, not a library: its files that read what people write are linked to from here.
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod accounts;
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod config;
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod disk_args;
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod plan;
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod socket;
-#[allow(dead_code, unreachable_pub, reason = "the program uses more of it")]
-mod worker_args;
-
 /// A target: its name, and what is done with an input.
 pub type Target = (&'static str, fn(&[u8]));
 

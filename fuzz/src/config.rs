@@ -1,1 +1,0 @@
-../../launcher/src/config.rs

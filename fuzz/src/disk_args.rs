@@ -1,1 +1,0 @@
-../../launcher/src/disk_args.rs

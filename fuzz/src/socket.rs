@@ -1,1 +1,0 @@
-../../launcher/src/socket.rs

@@ -1,1 +1,0 @@
-../../launcher/src/worker_args.rs
