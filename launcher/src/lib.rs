@@ -1,11 +1,11 @@
-//! `sluice`, the program: disks for virtual machines over vhost-user sockets. A library only so that [`trial`] can be called
+//! `sluice`, the program: disks for virtual machines over vhost-user sockets. A library only so that `trial` can be called
 //! by the project's fuzzer.
 //!
-//! A map of the launcher. [`cli`] is the command line; [`disk_args`] one disk's options, wherever they are written;
-//! [`worker_args`] the options of the threads, [`accounts`] users and groups; [`config`] the configuration file; [`plan`]
-//! all disks, checked as a whole. [`daemon`] serves a plan on sockets made by [`socket`] or [`inherited`] from whoever
-//! started us, in a [`sandbox`], until [`signals`] ask for the end. [`run`] adds a virtual machine, [`mod@bench`] measures,
-//! [`doctor`] tries the sandbox out. [`capabilities`] is for management tools, [`logging`] for everybody.
+//! A map of the launcher. `cli` is the command line; `disk_args` one disk's options, wherever they are written;
+//! `worker_args` the options of the threads, `accounts` users and groups; `config` the configuration file; `plan`
+//! all disks, checked as a whole. `daemon` serves a plan on sockets made by `socket` or `inherited` from whoever
+//! started us, in a `sandbox`, until `signals` ask for the end. `run` adds a virtual machine, `bench` measures,
+//! `doctor` tries the sandbox out. `capabilities` is for management tools, `logging` for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
 
