@@ -37,7 +37,6 @@ mod topology;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +55,7 @@ use crate::limits::QueueLimits;
 use crate::overlap::Overlaps;
 use crate::queue::{IoTimeout, OnEnospc};
 use crate::sector::Sector;
+use crate::word::words;
 
 /// How the host's page cache and the disk's write cache are used: QEMU's words, with QEMU's meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +73,6 @@ pub enum Cache {
 }
 
 impl Cache {
-    /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 5] =
-        [Self::None, Self::Writeback, Self::Writethrough, Self::Directsync, Self::Unsafe];
-
     /// Whether the page cache is bypassed.
     #[must_use]
     pub fn is_direct(self) -> bool {
@@ -88,47 +84,15 @@ impl Cache {
     pub fn is_writethrough(self) -> bool {
         matches!(self, Self::Writethrough | Self::Directsync)
     }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Writeback => "writeback",
-            Self::Writethrough => "writethrough",
-            Self::Directsync => "directsync",
-            Self::Unsafe => "unsafe",
-        }
-    }
 }
 
-impl fmt::Display for Cache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-/// A word that is none of those expected.
-#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-#[error("\"{word}\" is none of {expected}")]
-pub struct UnknownWord {
-    word: String,
-    expected: &'static str,
-}
-
-impl UnknownWord {
-    pub(crate) fn new(word: &str, expected: &'static str) -> Self {
-        Self { word: word.to_owned(), expected }
-    }
-}
-
-impl FromStr for Cache {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let expected = "none, writeback, writethrough, directsync, unsafe";
-        let found = Self::ALL.into_iter().find(|cache| cache.word() == word);
-        found.ok_or_else(|| UnknownWord::new(word, expected))
-    }
-}
+words!(Cache {
+    None => "none",
+    Writeback => "writeback",
+    Writethrough => "writethrough",
+    Directsync => "directsync",
+    Unsafe => "unsafe",
+});
 
 /// What a disk keeps its data in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,32 +139,7 @@ pub enum EngineKind {
     Sync,
 }
 
-impl EngineKind {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Uring, Self::Sync];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Uring => "uring",
-            Self::Sync => "sync",
-        }
-    }
-}
-
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl FromStr for EngineKind {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let found = Self::ALL.into_iter().find(|kind| kind.word() == word);
-        found.ok_or_else(|| UnknownWord::new(word, "uring, sync"))
-    }
-}
+words!(EngineKind { Uring => "uring", Sync => "sync" });
 
 /// What a disk shall be.
 #[derive(Debug, Clone)]
@@ -271,32 +210,7 @@ pub enum Discard {
     Ignore,
 }
 
-impl Discard {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Unmap, Self::Ignore];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Unmap => "unmap",
-            Self::Ignore => "ignore",
-        }
-    }
-}
-
-impl fmt::Display for Discard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl FromStr for Discard {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let found = Self::ALL.into_iter().find(|discard| discard.word() == word);
-        found.ok_or_else(|| UnknownWord::new(word, "unmap, ignore"))
-    }
-}
+words!(Discard { Unmap => "unmap", Ignore => "ignore" });
 
 /// An opened disk (Linux: `struct gendisk`; QEMU: a block node. A file is one as a block device is: the loop driver is not
 /// needed for it).

@@ -18,6 +18,7 @@
 //! | [`disk`] | an opened disk: capacity, identity, limits | `struct gendisk` |
 //! | [`engine`] | ways to move the data | `blk_mq_ops` |
 //! | [`stats`] | counters of a queue | `/sys/block/*/stat` |
+//! | [`word`] | options that are one of a few words | `match_string` |
 
 pub mod bio;
 pub mod disk;
@@ -29,6 +30,7 @@ pub mod request;
 pub mod sector;
 pub mod split;
 pub mod stats;
+pub mod word;
 
 #[cfg(test)]
 mod doubles;

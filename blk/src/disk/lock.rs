@@ -9,15 +9,13 @@
 //! another daemon, that one gets the lock when this one has stopped.
 #![expect(unsafe_code, reason = "open file description locks are in no library that the project has")]
 
-use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::UnknownWord;
 use crate::engine::Backing;
+use crate::word::words;
 
 /// Whom a disk is shared with: QEMU's `file.locking`, and its `share-rw`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,33 +28,7 @@ pub enum Locking {
     Off,
 }
 
-impl Locking {
-    /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::Exclusive, Self::Shared, Self::Off];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Exclusive => "exclusive",
-            Self::Shared => "shared",
-            Self::Off => "off",
-        }
-    }
-}
-
-impl fmt::Display for Locking {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl FromStr for Locking {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let found = Self::ALL.into_iter().find(|locking| locking.word() == word);
-        found.ok_or_else(|| UnknownWord::new(word, "exclusive, shared, off"))
-    }
-}
+words!(Locking { Exclusive => "exclusive", Shared => "shared", Off => "off" });
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]

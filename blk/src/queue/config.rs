@@ -1,7 +1,5 @@
 //! What a queue is made for, and with how much memory.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use sluice_mem::PAGE_SIZE;
@@ -9,9 +7,9 @@ use sluice_mem::bounce::Bounce;
 use sluice_mem::budget::Budget;
 
 use super::{IoTimeout, RequestQueue};
-use crate::disk::UnknownWord;
 use crate::limits::QueueLimits;
 use crate::overlap::{Overlaps, Wake};
+use crate::word::words;
 
 /// What a queue is made for (Linux: `struct blk_mq_tag_set`, and what a driver tells about its disk).
 #[derive(Debug, Clone)]
@@ -75,32 +73,7 @@ pub enum OnEnospc {
     Stop,
 }
 
-impl OnEnospc {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Report, Self::Stop];
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Report => "report",
-            Self::Stop => "stop",
-        }
-    }
-}
-
-impl fmt::Display for OnEnospc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.word())
-    }
-}
-
-impl FromStr for OnEnospc {
-    type Err = UnknownWord;
-
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
-        let found = Self::ALL.into_iter().find(|policy| policy.word() == word);
-        found.ok_or_else(|| UnknownWord::new(word, "report, stop"))
-    }
-}
+words!(OnEnospc { Report => "report", Stop => "stop" });
 
 /// What memory a queue may use for tables of pieces and for bounce buffers. In bytes. (Linux: the `mempool_t`s of a
 /// `struct bio_set` and of its bounce buffers, which grow with the system's memory; these do not.)
