@@ -190,6 +190,12 @@ impl InflightMem {
 }
 
 impl InflightSetup {
+    /// How many heads there is room for.
+    fn heads(&self) -> u16 {
+        let bytes = usize::try_from(self.stride).unwrap_or(usize::MAX).saturating_sub(HEADS);
+        u16::try_from(bytes / HEAD_BYTES).unwrap_or(u16::MAX)
+    }
+
     /// Whether a ring of so many descriptors fits.
     #[must_use]
     pub fn fits(&self, size: u16) -> bool {
@@ -250,12 +256,12 @@ impl Inflight {
     ///
     /// # Errors
     /// [`InflightFault`] when it cannot be; then it was not changed.
-    ///
-    /// # Panics
-    /// When the ring does not [fit](InflightSetup::fits).
+
     pub fn start(setup: &InflightSetup, size: u16, used_idx: u16) -> Result<(Self, Resumed), InflightFault> {
         let pin = MemPin::new(Arc::clone(&setup.memory));
-        assert!(setup.fits(size), "a ring of {size} in {} bytes", setup.stride);
+        if !setup.fits(size) {
+            return Err(InflightFault::Heads { heads: setup.heads(), size });
+        }
         let len = HEADS + HEAD_BYTES * usize::from(size);
         let slice = pin.slice(setup.at, len).expect("the region of a queue is in the memory");
         let mut inflight = Self { slice, counter: 0, batch: Vec::with_capacity(usize::from(size)), last: 0 };
