@@ -255,8 +255,7 @@ impl Inflight {
     /// Goes on with what a region says of a ring with `size` descriptors and this `used_idx`.
     ///
     /// # Errors
-    /// [`InflightFault`] when it cannot be; then it was not changed.
-
+    /// [`InflightFault`] when it cannot be, or the ring does not fit; then it was not changed.
     pub fn start(setup: &InflightSetup, size: u16, used_idx: u16) -> Result<(Self, Resumed), InflightFault> {
         let pin = MemPin::new(Arc::clone(&setup.memory));
         if !setup.fits(size) {

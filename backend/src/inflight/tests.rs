@@ -209,6 +209,8 @@ fn memory_that_a_front_end_gives_back_is_checked() {
     assert!(matches!(open(short), Err(InflightError::TooSmall { need: 256, .. })));
     let least = open(InflightInfo { size: 256, ..info }).expect("two queues of 4").queue(1).expect("two");
     assert!(least.fits(4) && !least.fits(8));
+    let fault = Inflight::start(&least, 8, 0).expect_err("it does not fit");
+    assert_eq!(fault, InflightFault::Heads { heads: 7, size: 8 });
     for offset in [4096, 1] {
         let lie = InflightInfo { size: u64::MAX, offset, ..info };
         assert!(matches!(open(lie), Err(InflightError::Region(_))), "{lie:?}");
