@@ -124,6 +124,8 @@ fn sluice(service: &Service<'_>) -> Command {
                 settings.push(("blk-file", file.display().to_string()));
                 let cache = if workload.medium.is_direct() { "none" } else { "writeback" };
                 settings.push(("cache", cache.into()));
+                // Daemons that are measured beside one another have one file.
+                settings.push(("lock", "off".into()));
             }
         }
         if workload.medium == Medium::Disk4k {
@@ -220,7 +222,7 @@ mod tests {
         let told = |workload| words(&Contender::Sluice, &workload, &one()).unwrap();
         assert_eq!(
             told(Workload::new(Medium::Disk, Op::Read, 128)),
-            "--socket-path=/s --blk-file=/m/it's,f --cache=none --num-queues=1 --queue-size=512"
+            "--socket-path=/s --blk-file=/m/it's,f --cache=none --lock=off --num-queues=1 --queue-size=512"
         );
         assert_eq!(
             told(Workload::new(Medium::Ram, Op::Read, 1)),
@@ -234,8 +236,8 @@ mod tests {
         let two = ["/a".into(), "/b".into()];
         let disk = |socket| {
             format!(
-                "--disk read-only=on,socket-path={socket},blk-file=/m/it's,,f,cache=writeback,num-queues=1,\
-                 queue-size=256"
+                "--disk read-only=on,socket-path={socket},blk-file=/m/it's,,f,cache=writeback,lock=off,\
+                 num-queues=1,queue-size=256"
             )
         };
         assert_eq!(
