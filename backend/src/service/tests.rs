@@ -80,6 +80,21 @@ fn a_batch_is_one_call_and_an_idle_ring_is_at_rest() {
 }
 
 #[test]
+fn a_ring_that_goes_on_calls_its_driver_at_once() {
+    let (mut service, mut driver, disk) = start(64);
+    assert_eq!(calls(&driver), 0, "a fresh ring has nothing to tell");
+    driver.offer(0, 0, 0);
+    service.disarm();
+    serve(&mut service);
+    assert_eq!(calls(&driver), 1);
+    drop(service);
+    // The one before may have died between the used ring and the call.
+    let setup = driver.setup(&disk.device(1), 0);
+    let next = Service::start(setup, None, Arc::new(NobodyWaits), &SignalRings::growing());
+    assert_eq!((next.expect("a good ring").next_avail(), calls(&driver)), (1, 1));
+}
+
+#[test]
 fn a_driver_that_is_not_asked_to_kick_in_time_is_served_all_the_same() {
     let (mut service, mut driver, _disk) = start(64);
     driver.offer(0, 0, 0);
