@@ -24,6 +24,8 @@ pub(crate) struct Process {
     judged: bool,
     /// It was asked to end.
     is_asked: bool,
+    /// It was asked to end, and has.
+    has_ended_well: bool,
 }
 
 /// Starts the sluice binary on one disk.
@@ -142,7 +144,8 @@ impl Process {
         let err = out.try_clone().expect("a file can be cloned");
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
-        let mut process = Process { child, log, ended: None, judged: true, is_asked: false };
+        let mut process =
+            Process { child, log, ended: None, judged: true, is_asked: false, has_ended_well: false };
         let deadline = Instant::now() + PATIENCE;
         while !listens(socket) {
             if let Some(fault) = process.fault() {
@@ -178,7 +181,10 @@ impl Process {
     }
 
     /// Asks the process to end, and kills it if it does not.
-    fn end(&mut self) -> Result<(), String> {
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        if self.has_ended_well {
+            return Ok(());
+        }
         if !self.judged {
             return self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(|e| e.to_string());
         }
@@ -192,6 +198,7 @@ impl Process {
         while asked.is_ok() && Instant::now() < deadline {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return if status.success() {
+                    self.has_ended_well = true;
                     Ok(())
                 } else {
                     Err(format!("SIGTERM ended it with {status}"))

@@ -47,7 +47,15 @@ impl Daemon {
         }
     }
 
-    /// Serves the first disk again, after it was killed, and waits until a front-end has come back. Returns how long that has
+    /// Ends it by SIGTERM.
+    ///
+    /// # Panics
+    /// If it does not end well.
+    pub fn end(&mut self) {
+        self.process.end().unwrap_or_else(|fault| panic!("{fault}"));
+    }
+
+    /// Serves the first disk again, after it was killed or ended, and waits until a front-end has come back. Returns how long that has
     /// taken since it listened.
     ///
     /// # Panics

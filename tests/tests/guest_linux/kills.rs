@@ -13,6 +13,9 @@ fn kills(default: u32) -> u32 {
     std::env::var("SLUICE_VM_KILLS").map_or(default, |count| count.parse().unwrap())
 }
 
+/// How often it is ended by SIGTERM after that.
+const ENDS: u32 = 5;
+
 /// fio writes at random for so long and reads back what it has written, in two sizes.
 fn endure(seconds: u32) -> String {
     let job = "rw=randwrite\nverify=crc32c\nverify_fatal=1\nverify_backlog=256\ntime_based=1\nsize=24m\n";
@@ -27,7 +30,7 @@ fn is_killed_under_a_guest(setup: Setup, count: u32) {
     let disk = setup.disk(64 * MIB, None);
     let mut daemon = setup.daemon(&[&disk]);
     // A kill every 0.2 s, and some time to come back and to boot.
-    let seconds = count / 5 + 5;
+    let seconds = (count + ENDS) / 5 + 5;
     let vm = setup.vm(&daemon, &["smoke", "fio", "mkfs"]).word("sluice.fio=endure").reconnecting();
     let mut running = vm.file("fio/endure.fio", endure(seconds).as_bytes()).start();
     running.wait_until("fio runs", |vm| vm.console().contains("fio: endure"));
@@ -37,6 +40,12 @@ fn is_killed_under_a_guest(setup: Setup, count: u32) {
         std::thread::sleep(Duration::from_millis(rng.between(20, 250) as u64));
         daemon.kill();
         returns.push(daemon.start_again(setup.engine, setup.cache, &disk));
+    }
+    // As a service manager restarts it.
+    for _ in 0..ENDS {
+        std::thread::sleep(Duration::from_millis(rng.between(20, 250) as u64));
+        daemon.end();
+        daemon.start_again(setup.engine, setup.cache, &disk);
     }
     let mut ended = running.finish();
     // QEMU tells of each back-end that is gone.
