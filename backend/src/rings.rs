@@ -172,9 +172,7 @@ impl Rings {
     /// The features of the rings from now on.
     pub fn set_features(&mut self, features: u64) {
         if features != self.features {
-            let running = self.stop_all();
-            self.features = features;
-            self.start_all(&running);
+            self.change(|rings| rings.features = features);
         }
     }
 
@@ -292,16 +290,12 @@ impl Rings {
     /// front-end may take memory away and add it again when the guest is given more. One that ran and whose memory is
     /// gone stands still, and is told so by its err fd.
     pub fn set_memory(&mut self, memory: GuestMem) {
-        let running = self.stop_all();
-        self.memory = Arc::new(memory);
-        self.start_all(&running);
+        self.change(|rings| rings.memory = Arc::new(memory));
     }
 
     /// Keeps what is in flight there from now on, and goes on with what was: of rings that start afterwards.
     pub fn set_inflight(&mut self, inflight: InflightMem) {
-        let running = self.stop_all();
-        self.inflight = Some(inflight);
-        self.start_all(&running);
+        self.change(|rings| rings.inflight = Some(inflight));
     }
 
     /// The guest's memory.
@@ -325,6 +319,17 @@ impl Rings {
             self.stop(*index).expect("it is one of them");
         }
         running
+    }
+
+    /// Stops all rings, changes what they rest on, and starts what is complete. If any ran, the disk stays locked meanwhile.
+    fn change(&mut self, change: impl FnOnce(&mut Self)) {
+        let is_running = (0..self.count()).any(|index| self.is_running(index));
+        // A ring has it, so it is not waited for.
+        let lock = is_running.then(|| self.device.disk().lock().acquire(|| ()));
+        let running = self.stop_all();
+        change(self);
+        self.start_all(&running);
+        drop(lock);
     }
 
     /// Starts what is complete. Some have been `running` before.
