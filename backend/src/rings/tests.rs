@@ -356,3 +356,20 @@ fn a_reset_forgets_the_rings_and_nothing_is_touched_afterwards() {
     drop(bench.rings);
     assert_eq!(bench.disk.file.as_file().metadata().expect("a file").len(), 1024 * 512);
 }
+
+/// Another daemon waits for the disk, and does not get it while this one only changes something.
+#[test]
+fn a_change_does_not_let_go_of_the_disk() {
+    let (mut bench, _driver) = Bench::boot();
+    let other = bench.disk.device(1);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || other.disk().lock().acquire(|| ()).is_ok());
+        for _ in 0..1000 {
+            bench.rings.set_memory(bench.ram.map_again());
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        assert!(!waiting.is_finished(), "the disk was free for a moment");
+        bench.rings.stop_all();
+        assert!(waiting.join().expect("a thread"), "and is so when the rings have stopped");
+    });
+}
