@@ -35,7 +35,7 @@ hostile() {
 
 # A daemon that is killed in the middle of writes, and disks that fail.
 faults() {
-  SLUICE_KILLS=2000 suites kill faulty_disk bounds
+  SLUICE_KILLS=2000 suites kill in_order faulty_disk bounds
 }
 
 # 75 times each under two kinds of guests.

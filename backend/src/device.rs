@@ -7,6 +7,7 @@ use sluice_blk::queue::QueueMemory;
 use sluice_mem::budget::Budget;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_IN_ORDER;
 
 use crate::config::DiskConfig;
 use crate::ratelimit::Ratelimit;
@@ -26,6 +27,9 @@ pub struct DeviceOptions {
     pub serial: Option<String>,
     /// The most memory that the device's queues may use for I/O, in bytes. `None`: so much that it is no bottleneck.
     pub memory_budget: Option<usize>,
+    /// Requests are answered in the order in which the driver has made them available, also to a driver that does not ask for
+    /// that: so that a successor of a process that has died finds in the ring what was not answered.
+    pub in_order: bool,
 }
 
 /// Why a device cannot be made of a disk.
@@ -85,6 +89,7 @@ pub struct Device {
     id: [u8; ID_BYTES],
     num_queues: u16,
     queue_size: u16,
+    in_order: bool,
     faults: Ratelimit,
     budget: Arc<Budget>,
     queue_budgets: Vec<Arc<Budget>>,
@@ -110,7 +115,7 @@ impl Device {
     /// # Errors
     /// [`DeviceError`] when an option is not possible.
     pub fn within(disk: Disk, options: &DeviceOptions, daemon: &Arc<Budget>) -> Result<Self, DeviceError> {
-        let DeviceOptions { num_queues, queue_size, ref serial, memory_budget } = *options;
+        let DeviceOptions { num_queues, queue_size, ref serial, memory_budget, in_order } = *options;
         if !(1..=Self::QUEUES_MAX).contains(&num_queues) {
             return Err(DeviceError::NumQueues { num_queues });
         }
@@ -131,7 +136,7 @@ impl Device {
             .collect::<Result<_, _>>()
             .map_err(|_| DeviceError::DaemonBudget { budget: daemon.limit(), num_queues, least })?;
         let faults = Ratelimit::default();
-        Ok(Self { disk, config, id, num_queues, queue_size, faults, budget, queue_budgets })
+        Ok(Self { disk, config, id, num_queues, queue_size, in_order, faults, budget, queue_budgets })
     }
 
     /// The protocol features to offer (vhost-user.rst).
@@ -145,7 +150,8 @@ impl Device {
     /// The features to offer: the device's, the rings' and the transport's.
     #[must_use]
     pub fn features(&self) -> u64 {
-        self.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        let in_order = u64::from(self.in_order) << VIRTIO_F_IN_ORDER;
+        self.config.features() | in_order | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     /// So much memory that it is no bottleneck for so many queues, in bytes.
@@ -197,6 +203,12 @@ impl Device {
     #[must_use]
     pub fn num_queues(&self) -> u16 {
         self.num_queues
+    }
+
+    /// Whether requests are answered in order.
+    #[must_use]
+    pub fn in_order(&self) -> bool {
+        self.in_order
     }
 
     /// The descriptors that a queue is expected to have.

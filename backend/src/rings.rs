@@ -138,6 +138,8 @@ pub struct Rings {
     features: u64,
     inflight: Option<InflightMem>,
     rings: Vec<Ring>,
+    /// The log says already what a crash may cost.
+    is_told: bool,
     meanwhile: Box<dyn Meanwhile>,
 }
 
@@ -165,6 +167,7 @@ impl Rings {
             features: 0,
             inflight: None,
             rings,
+            is_told: false,
             meanwhile,
         }
     }
@@ -401,7 +404,23 @@ impl Rings {
         };
         let served = self.workers.serve(setup).map_err(start)?;
         self.ring(index)?.served = Some(served);
+        self.tell_what_a_crash_costs();
         Ok(())
+    }
+
+    /// Once for a connection: that nobody keeps what is in flight. A disk without a file is gone with the process anyhow.
+    fn tell_what_a_crash_costs(&mut self) {
+        let is_kept = self.inflight.is_some() || self.device.in_order();
+        if is_kept || self.is_told || !self.device.disk().medium().is_file() {
+            return;
+        }
+        self.is_told = true;
+        let line = format_args!(
+            "{}: the front-end keeps no account of what is in flight (INFLIGHT_SHMFD): should this process die, requests \
+             that are under way may be answered never or twice; not so with --in-order",
+            self.name
+        );
+        self.device.faults().log(log::Level::Info, line);
     }
 
     /// Where a ring's account of what is in flight is kept, if it fits there.
@@ -430,6 +449,7 @@ impl Rings {
             next_avail,
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            in_order: self.device.in_order(),
         };
         let lengths = parts(&setup);
         for (addr, part) in [&mut setup.desc, &mut setup.avail, &mut setup.used].into_iter().zip(lengths) {

@@ -18,7 +18,10 @@ use sluice_mem::sync::fence;
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::desc::split::Descriptor;
 
+use self::order::Order;
 use crate::inflight::{Inflight, InflightFault, InflightSetup, Resumed};
+
+mod order;
 
 /// The largest ring of the specification (virtio 1.3, 2.7).
 pub const SIZE_MAX: u16 = 32768;
@@ -40,6 +43,9 @@ pub struct RingSetup {
     pub event_idx: bool,
     /// RING_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+    /// Chains are given back in the order in which they were made available, and whoever served the ring before has done so
+    /// too: then it goes on at `used.idx`, whatever `next_avail` says.
+    pub in_order: bool,
 }
 
 /// Why a ring cannot be started: the front-end's mistake.
@@ -145,11 +151,13 @@ pub struct Vring {
     /// Heads that a predecessor has taken and not given back: they are taken first.
     replay: VecDeque<u16>,
     inflight: Option<Inflight>,
+    order: Option<Order>,
 }
 
 impl Vring {
     /// Starts a ring where `setup` says. The used index is what the ring has in memory. With an account of what is in flight
-    /// it goes on where that says, and keeps it.
+    /// it goes on where that says, and keeps it. Without one, a ring that is answered in order goes on at the used index: a
+    /// front-end whose back-end has died may know how far the driver has come, but not how far the dead one had.
     ///
     /// # Errors
     /// [`SetupError`] when the description does not fit the memory, or the account the ring.
@@ -168,7 +176,7 @@ impl Vring {
             inflight.map(|inflight| Inflight::start(inflight, setup.size, next_used)).transpose()?;
         let (inflight, resumed) = inflight.unzip();
         let Resumed { heads, next_avail } = resumed.unwrap_or_default();
-        let next_avail = next_avail.unwrap_or(setup.next_avail);
+        let next_avail = next_avail.unwrap_or(if setup.in_order { next_used } else { setup.next_avail });
         let mut in_flight = vec![false; usize::from(setup.size)];
         for head in &heads {
             let slot = in_flight.get_mut(usize::from(*head));
@@ -189,6 +197,7 @@ impl Vring {
             in_flight,
             replay: heads.into(),
             inflight,
+            order: setup.in_order.then(|| Order::new(setup.size)),
         })
     }
 
@@ -233,6 +242,7 @@ impl Vring {
     pub fn take_head(&mut self) -> Result<Option<u16>, RingFault> {
         if self.next_avail == self.seen_avail {
             if let Some(head) = self.replay.pop_front() {
+                self.note_order(head);
                 return Ok(Some(head));
             }
             // Acquire: the entries, and what they lead to, were written before the index.
@@ -256,17 +266,41 @@ impl Vring {
                     inflight.take(head);
                 }
                 self.next_avail = self.next_avail.wrapping_add(1);
+                self.note_order(head);
                 Ok(Some(head))
             }
         }
     }
 
-    /// Gives a head back with `len` bytes written to its buffers. The driver sees it after [`Vring::publish`].
+    /// Gives a head back with `len` bytes written to its buffers. The driver sees it after [`Vring::publish`], on a ring that
+    /// is answered in order when all that were taken before are given back too.
     ///
     /// # Panics
     /// When the head is not in flight.
     #[inline(always)]
     pub fn put_used(&mut self, head: u16, len: u32) {
+        if self.order.is_some() { self.put_in_order(head, len) } else { self.put(head, len) }
+    }
+
+    #[inline(never)]
+    fn put_in_order(&mut self, head: u16, len: u32) {
+        if let Some(order) = &mut self.order {
+            order.done(head, len);
+        }
+        while let Some((head, len)) = self.order.as_mut().and_then(Order::pop) {
+            self.put(head, len);
+        }
+    }
+
+    #[inline]
+    fn note_order(&mut self, head: u16) {
+        if let Some(order) = &mut self.order {
+            order.take(head);
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, head: u16, len: u32) {
         let was_in_flight = self.in_flight.get_mut(usize::from(head)).is_some_and(std::mem::take);
         assert!(was_in_flight, "a head is given back once");
         // id (u32) | len (u32), both little-endian.

@@ -31,6 +31,7 @@ fn serve(path: &Path, socket: &Path) {
         queue_size: 128,
         serial: Some("embedded".to_owned()),
         memory_budget: None,
+        in_order: false,
     };
     let device = Device::new(disk, &options).expect("a device");
     let workers = Workers::start(1).expect("a thread");

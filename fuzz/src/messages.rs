@@ -49,7 +49,13 @@ impl Rig {
     fn new() -> Self {
         let options = DiskOptions { read_only: true, ..DiskOptions::on(Medium::Ram { bytes: 1 << 20 }) };
         let disk = Disk::open(&options).expect("a disk in memory can be made");
-        let options = DeviceOptions { num_queues: 2, queue_size: 128, serial: None, memory_budget: None };
+        let options = DeviceOptions {
+            num_queues: 2,
+            queue_size: 128,
+            serial: None,
+            memory_budget: None,
+            in_order: false,
+        };
         let device = Arc::new(Device::new(disk, &options).expect("good options"));
         let workers = Workers::start(1).expect("a thread can be started");
         let memory = GuestMemory::new();

@@ -56,8 +56,8 @@ when one disk cannot be served, none is.";
 const SERVE_EXAMPLES: &str = "\
 The keys of a disk are the options of `sluice --help` without the dashes: socket-path or fd, socket-group, \
 socket-mode, blk-file, read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, \
-discard-granularity, discard-alignment, write-zeroes, lock, on-enospc, io-timeout, memory-budget, engine, size. In \
---disk, a comma inside a value is written twice.
+discard-granularity, discard-alignment, write-zeroes, lock, in-order, on-enospc, io-timeout, memory-budget, engine, size. \
+In --disk, a comma inside a value is written twice.
 
 A configuration file:
   workers = 2

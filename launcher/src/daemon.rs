@@ -269,6 +269,7 @@ fn open(planned: &PlannedDisk, cpus: usize, budget: &Arc<Budget>) -> Result<Devi
         queue_size: options.queue_size.unwrap_or(QUEUE_SIZE_DEFAULT),
         serial: options.serial.clone().or_else(|| serial_without_file(planned)),
         memory_budget: options.memory_budget,
+        in_order: options.in_order,
     };
     Ok(Device::within(disk, &device_options, budget)?)
 }

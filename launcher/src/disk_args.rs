@@ -134,6 +134,25 @@ pub(crate) struct DiskArgs {
     #[arg(long, value_name = "LOCK", value_parser = parse_lock, help_heading = "Disk")]
     pub(crate) lock: Option<Locking>,
 
+    /// Answer requests in the order in which the guest has made them
+    ///
+    /// For front-ends that keep no account of what is in flight (Firecracker, crosvm, QEMU before 5.1): when the daemon has died,
+    /// its successor finds in the ring what was not answered, and does that again. A request that takes long holds up the
+    /// answers to those after it. Also a driver that does not know VIRTIO_F_IN_ORDER is answered so. To be switched while no
+    /// guest uses the disk.
+    #[arg(
+        long,
+        value_name = "on|off",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "off",
+        default_missing_value = "on",
+        hide_default_value = true,
+        value_parser = parse_switch,
+        help_heading = "Disk"
+    )]
+    pub(crate) in_order: bool,
+
     /// What becomes of a write for which the disk has no space, in QEMU's words: report (an error) or stop (it waits)
     /// [default: report]
     ///
@@ -194,6 +213,7 @@ impl DiskArgs {
             discard_alignment,
             write_zeroes,
             lock,
+            in_order,
             on_enospc,
             io_timeout,
             memory_budget,
@@ -213,6 +233,7 @@ impl DiskArgs {
             ("discard-alignment", discard_alignment.map(|size| size.to_string())),
             ("write-zeroes", write_zeroes.map(|on| if on { "on" } else { "off" }.to_owned())),
             ("lock", lock.map(|lock| lock.to_string())),
+            ("in-order", in_order.then(|| "on".to_owned())),
             ("on-enospc", on_enospc.map(|policy| policy.to_string())),
             ("io-timeout", io_timeout.map(|time| time.as_secs_f64().to_string())),
             ("memory-budget", memory_budget.map(|size| size.to_string())),

@@ -3,11 +3,12 @@
 //!
 //! The driver's side is in this process and lives on: guest memory, the ring, and the memory for what is in flight, which it
 //! gives to each successor, as QEMU does. It keeps up to [`DEPTH`] writes under way, several of the same blocks too, each
-//! with a generation of its own, and knows which of them a block may hold.
+//! with a generation of its own, and knows which of them a block may hold. Or it keeps nothing, and the daemon answers in
+//! order: then what the ring itself says has to do.
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,15 @@ fn content(block: usize, generation: u64) -> Vec<u8> {
     words.flat_map(u64::to_le_bytes).collect()
 }
 
+/// How a successor knows what was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Account {
+    /// The front-end keeps it: INFLIGHT_SHMFD.
+    Kept,
+    /// From the ring: all is answered in order.
+    Order,
+}
+
 /// Buffers for one write.
 struct Slot {
     header: u64,
@@ -112,6 +122,9 @@ struct Rig {
     served: Option<Served>,
     slots: Vec<Slot>,
     free: Vec<usize>,
+    account: Account,
+    /// What was offered and not answered, in order.
+    order: VecDeque<u16>,
     /// By head: slot, block, generation.
     flying: HashMap<u16, (usize, usize, u64)>,
     oracle: Oracle,
@@ -121,7 +134,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(disk: Disk, throttle: Option<Throttle>, seed: u64) -> Self {
+    fn new(disk: Disk, throttle: Option<Throttle>, account: Account, seed: u64) -> Self {
         let memory = GuestMemory::new();
         let ring = Ring::new(&memory, RING, 0, false);
         let slot = |_| Slot {
@@ -139,6 +152,8 @@ impl Rig {
             served: None,
             slots,
             free: (0..DEPTH).collect(),
+            account,
+            order: VecDeque::new(),
             flying: HashMap::new(),
             oracle: Oracle::new(),
             rng: Rng::for_test(seed),
@@ -154,12 +169,25 @@ impl Rig {
         let mut session = Session::connect(served.socket());
         session.negotiate(VERSION_1).unwrap();
         session.set_mem_table(self.memory.regions()).unwrap();
-        if self.inflight.is_none() {
-            self.inflight = Some(session.make_inflight(1, RING).unwrap());
+        if self.account == Account::Kept {
+            if self.inflight.is_none() {
+                self.inflight = Some(session.make_inflight(1, RING).unwrap());
+            }
+            session.set_inflight(self.inflight.as_ref().unwrap()).unwrap();
         }
-        session.set_inflight(self.inflight.as_ref().unwrap()).unwrap();
-        session.start_ring(0, &self.ring, self.ring.used_idx(), true).unwrap();
+        let base = self.base();
+        session.start_ring(0, &self.ring, base, true).unwrap();
         (self.session, self.served) = (Some(session), Some(served));
+    }
+
+    /// Where front-ends say that a ring is whose back-end has died: at the used index (QEMU), at the available one (Cloud
+    /// Hypervisor), or at its start.
+    fn base(&mut self) -> u16 {
+        let (used, avail) = (self.ring.used_idx(), self.ring.next_avail());
+        match self.account {
+            Account::Kept => used,
+            Account::Order => *self.rng.pick(&[used, avail, 0]),
+        }
     }
 
     fn write(&mut self) {
@@ -179,6 +207,7 @@ impl Rig {
         ];
         let head = self.ring.offer(&Chain { direct, indirect: vec![] });
         self.flying.insert(head, (slot, block, generation));
+        self.order.push_back(head);
     }
 
     /// Takes what is done. The ring's own checks see that nothing is used twice.
@@ -188,6 +217,9 @@ impl Rig {
             let (slot, block, generation) = self.flying.remove(&used.head).unwrap();
             assert_eq!(self.memory.read(self.slots[slot].status, 1), [OK], "an error in the guest");
             assert_eq!(used.len, 1);
+            let turn = self.order.iter().position(|head| *head == used.head).unwrap();
+            assert!(self.account == Account::Kept || turn == 0, "it overtakes {turn} others");
+            self.order.remove(turn);
             self.oracle.complete(block, generation);
             self.free.push(slot);
             count += 1;
@@ -261,17 +293,30 @@ fn kill_often(mut rig: Rig, count: usize, turns: usize) {
 
 #[test]
 fn a_guest_does_not_notice_that_the_daemon_is_killed() {
-    kill_often(Rig::new(Disk::new(&spec()), None, 7), kills(150), 12);
+    kill_often(Rig::new(Disk::new(&spec()), None, Account::Kept, 7), kills(150), 12);
+}
+
+fn in_order() -> DiskSpec {
+    DiskSpec { options: vec![("in-order", "on")], ..spec() }
+}
+
+#[test]
+fn a_guest_whose_front_end_keeps_nothing_does_not_notice_it_if_all_is_answered_in_order() {
+    kill_often(Rig::new(Disk::new(&in_order()), None, Account::Order, 7), kills(150).div_ceil(4), 12);
 }
 
 #[test]
 fn writes_of_a_dead_daemon_never_land_on_later_ones() {
     let Some(of_device) = DiskSpec::on_device(512) else { return };
-    let disk = Disk::new(&DiskSpec { device: of_device.device, ..spec() });
-    // Each write takes its time, so that some are still on their way when a successor is there.
-    let throttle = match Throttle::new(&disk.path(), 200) {
-        Ok(throttle) => throttle,
-        Err(why) => return eprintln!("skipped: no disk can be slowed down: {why}"),
-    };
-    kill_often(Rig::new(disk, Some(throttle), 7), kills(150).div_ceil(5), 6);
+    let disk = |spec| Disk::new(&DiskSpec { device: of_device.device, ..spec });
+    for (spec, account) in [(spec(), Account::Kept), (in_order(), Account::Order)] {
+        let disk = disk(spec);
+        // Each write takes its time, so that some are still on their way when a successor is there.
+        let throttle = match Throttle::new(&disk.path(), 200) {
+            Ok(throttle) => throttle,
+            Err(why) => return eprintln!("skipped: no disk can be slowed down: {why}"),
+        };
+        let rig = Rig::new(disk, Some(throttle), account, 7);
+        kill_often(rig, kills(150).div_ceil(if account == Account::Kept { 5 } else { 20 }), 6);
+    }
 }

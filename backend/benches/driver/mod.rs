@@ -128,7 +128,8 @@ fn memory() -> Arc<GuestMem> {
 fn service(memory: Arc<GuestMem>) -> Service {
     let disk =
         Disk::open(&DiskOptions::on(Medium::Null { bytes: 1 << 30 })).expect("nothing is there always");
-    let options = DeviceOptions { num_queues: 1, queue_size: RING, serial: None, memory_budget: None };
+    let options =
+        DeviceOptions { num_queues: 1, queue_size: RING, serial: None, memory_budget: None, in_order: false };
     let device = Device::new(disk, &options).expect("good options");
     let setup = ServiceSetup {
         name: "benchmark".to_owned(),
@@ -141,6 +142,7 @@ fn service(memory: Arc<GuestMem>) -> Service {
             next_avail: 0,
             event_idx: true,
             indirect: true,
+            in_order: false,
         },
         inflight: None,
         memory,

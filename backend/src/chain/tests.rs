@@ -73,6 +73,7 @@ impl Bench {
             avail: AVAIL,
             used: USED,
             indirect: made.indirect,
+            in_order: false,
             ..RingSetup::default()
         };
         let pin = ram.pin();

@@ -8,7 +8,7 @@ use super::*;
 use crate::doubles::disk::TestDisk;
 
 fn options() -> DeviceOptions {
-    DeviceOptions { num_queues: 1, queue_size: 128, serial: None, memory_budget: None }
+    DeviceOptions { num_queues: 1, queue_size: 128, serial: None, memory_budget: None, in_order: false }
 }
 
 fn made(options: &DeviceOptions) -> Result<Device, DeviceError> {

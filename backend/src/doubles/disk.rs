@@ -48,6 +48,7 @@ impl TestDisk {
             queue_size: 256,
             serial: Some("test serial".to_owned()),
             memory_budget: None,
+            in_order: false,
         };
         Arc::new(Device::new(self.open(), &options).expect("good options"))
     }

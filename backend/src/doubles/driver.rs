@@ -63,6 +63,7 @@ impl Driver {
                 next_avail: self.next_avail,
                 event_idx: false,
                 indirect: true,
+                in_order: device.in_order(),
             },
             inflight: None,
             memory: Arc::clone(self.ram.memory()),

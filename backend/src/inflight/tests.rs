@@ -52,6 +52,7 @@ impl Bench {
             next_avail,
             event_idx: false,
             indirect: false,
+            in_order: false,
         };
         Vring::start(&ring, &self.ram.pin(), Some(&self.setup))
     }

@@ -1,5 +1,6 @@
 //! Running rings against a naive model that counts without wrapping, and what a driver can get wrong in them.
 
+mod order;
 mod setup;
 
 use proptest::prelude::*;
@@ -13,7 +14,16 @@ const USED: u64 = 0x20_0000;
 const RAM: std::ops::Range<u64> = 0x1000..0x30_0000;
 
 fn setup(size: u16, event_idx: bool, next_avail: u16) -> RingSetup {
-    RingSetup { size, desc: DESC, avail: AVAIL, used: USED, next_avail, event_idx, indirect: true }
+    RingSetup {
+        size,
+        desc: DESC,
+        avail: AVAIL,
+        used: USED,
+        next_avail,
+        event_idx,
+        indirect: true,
+        in_order: false,
+    }
 }
 
 /// A driver and what a device must do with its ring, in numbers that never wrap.

@@ -26,6 +26,7 @@ fn every_option_means_what_it_means_in_a_disk_option() {
         discard = "ignore"
         discard-granularity = "32K"
         write-zeroes = false
+        in-order = true
         on-enospc = "stop"
         io-timeout = 2.5
         memory-budget = 67_108_864
@@ -49,7 +50,7 @@ fn every_option_means_what_it_means_in_a_disk_option() {
             parse_disk_option(
                 "socket-path=/run/a.sock,socket-group=107,socket-mode=0660,blk-file=/srv/a.img,read-only,cache=directsync,num-queues=4,\
                  queue-size=1024,serial=root disk,logical-block-size=4096,discard=ignore,\
-                 discard-granularity=32K,write-zeroes=off,on-enospc=stop,io-timeout=2.5,memory-budget=64M,engine=sync"
+                 discard-granularity=32K,write-zeroes=off,in-order,on-enospc=stop,io-timeout=2.5,memory-budget=64M,engine=sync"
             )
             .unwrap(),
             parse_disk_option("fd=3,blk-file=/srv/b.img").unwrap(),
@@ -86,7 +87,7 @@ fn every_error_of_a_file_is_reported_with_its_line_and_key() {
             "d.toml:10: disk #2: sockt-path = \"/run/b.sock\": there is no such option; did you mean socket-path?",
             "d.toml:11: disk #2: color = \"blue\": there is no such option; a disk has socket-path, socket-group, socket-mode, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, \
-             discard-alignment, write-zeroes, lock, on-enospc, io-timeout, memory-budget, engine, size",
+             discard-alignment, write-zeroes, lock, in-order, on-enospc, io-timeout, memory-budget, engine, size",
             "d.toml:12: disk #2: io-timeout = \"30\": must be a number of seconds, without quotes",
             "d.toml:13: disk #2: logical-block-size = 99999999999999999999: must be 512 or 4096",
         ]

@@ -30,7 +30,7 @@ pub(crate) struct Key {
 }
 
 /// All options of a disk, in the order of the help.
-pub(crate) const KEYS: [Key; 21] = [
+pub(crate) const KEYS: [Key; 22] = [
     Key::new("socket-path", ValueKind::Text, |spec, text| {
         store(&mut spec.socket.socket_path, parse_path(text))
     }),
@@ -68,6 +68,10 @@ pub(crate) const KEYS: [Key; 21] = [
         store(&mut spec.disk.write_zeroes, parse_switch(text))
     }),
     Key::new("lock", ValueKind::Text, |spec, text| store(&mut spec.disk.lock, parse_lock(text))),
+    Key::new("in-order", ValueKind::Switch, |spec, text| {
+        spec.disk.in_order = parse_switch(text)?;
+        Ok(())
+    }),
     Key::new("on-enospc", ValueKind::Text, |spec, text| {
         store(&mut spec.disk.on_enospc, parse_on_enospc(text))
     }),

@@ -32,6 +32,7 @@ fn every_option() -> DiskSpec {
             discard_alignment: Some(8192),
             write_zeroes: Some(false),
             lock: Some(Locking::Shared),
+            in_order: true,
             on_enospc: Some(OnEnospc::Stop),
             io_timeout: Some(Duration::from_millis(2500)),
             memory_budget: Some(64 << 20),
@@ -67,6 +68,7 @@ fn every_option_is_read_alike_with_an_equals_sign_with_a_space_and_in_a_disk_opt
         "--discard-alignment=8192",
         "--write-zeroes=off",
         "--lock=shared",
+        "--in-order",
         "--on-enospc=stop",
         "--io-timeout=2.5",
         "--memory-budget=64M",
@@ -137,7 +139,7 @@ fn every_wrong_setting_of_a_disk_option_is_reported_with_what_to_do() {
         "size=0: must be a size such as 4096, 64K, 16M or 1G",
         "colour=x: there is no such option; a disk has socket-path, socket-group, socket-mode, fd, blk-file, read-only, cache, num-queues, \
          queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, write-zeroes, \
-         lock, on-enospc, io-timeout, memory-budget, engine, size",
+         lock, in-order, on-enospc, io-timeout, memory-budget, engine, size",
         "blk-file: has no value: write blk-file=VALUE",
         "num-queues=2: is given twice",
         "a setting is empty: there is a comma too many",

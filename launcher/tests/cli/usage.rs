@@ -68,7 +68,7 @@ fn all_errors_of_disks_and_of_a_configuration_file_are_reported_together() {
             "error: {file}:2: disk #1: queue-size = 3: must be a power of two from 2 to 1024\n\
              error: {file}:3: disk #1: colour = 1: there is no such option; a disk has socket-path, socket-group, socket-mode, fd, blk-file, \
              read-only, cache, num-queues, queue-size, serial, logical-block-size, discard, discard-granularity, discard-alignment, \
-             write-zeroes, lock, on-enospc, io-timeout, memory-budget, engine, size\n\
+             write-zeroes, lock, in-order, on-enospc, io-timeout, memory-budget, engine, size\n\
              error: --disk #1: cache=fast: must be one of none, writeback, writethrough, directsync, unsafe\n\n\
              For more information, try 'sluice --help'.\n"
         )

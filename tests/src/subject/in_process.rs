@@ -101,7 +101,7 @@ fn product(disk: &Disk) -> Result<Device, String> {
     };
     let disk = sluice_blk::disk::Disk::open(&options).map_err(|e| e.to_string())?;
     let (num_queues, queue_size, serial) = (spec.queues, spec.queue_size, spec.serial.clone());
-    let options = DeviceOptions { num_queues, queue_size, serial, memory_budget: None };
+    let options = DeviceOptions { num_queues, queue_size, serial, memory_budget: None, in_order: false };
     Ok(Device::new(disk, &options).expect("a test's options are possible"))
 }
 
