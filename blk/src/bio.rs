@@ -173,6 +173,14 @@ pub struct BioChain {
     head: Option<Box<Bio>>,
 }
 
+impl From<Box<Bio>> for BioChain {
+    /// A chain of one.
+    #[inline]
+    fn from(bio: Box<Bio>) -> Self {
+        Self { head: Some(bio) }
+    }
+}
+
 impl BioChain {
     /// A chain of none.
     #[must_use]
@@ -201,6 +209,12 @@ impl BioChain {
     /// The bios in order.
     pub fn iter(&self) -> impl Iterator<Item = &Bio> {
         list(self.head.as_deref())
+    }
+
+    /// The bio, where there is one only.
+    #[inline(always)]
+    pub(crate) fn only(&self) -> Option<&Bio> {
+        self.head.as_deref().filter(|bio| bio.next.is_none())
     }
 
     /// How many bios it has.

@@ -108,6 +108,7 @@ use crate::engine::Engine;
 use crate::limits::QueueLimits;
 use crate::overlap::{Overlaps, Wake, Writer};
 use crate::request::{IoResult, Request, Status, TagSet};
+use crate::split::AsItIs;
 use crate::stats::Stats;
 
 /// A chain that is done (Linux: `bi_end_io` is called; here the queue is asked, and says which one by its cookie).
@@ -197,6 +198,7 @@ pub struct RequestQueue {
     /// The last dispatch had to stop, and nothing has come back from the engine since.
     stalled: bool,
     unsupported: Unsupported,
+    as_it_is: AsItIs,
     writes: Option<Writes>,
     stats: Arc<Stats>,
 }
@@ -278,6 +280,7 @@ impl RequestQueue {
             tags: TagSet::new(tags),
             bios,
             arena,
+            as_it_is: AsItIs::within(&config.limits),
             config,
             stalled: false,
             unsupported: Unsupported::default(),
@@ -324,7 +327,8 @@ impl RequestQueue {
     }
 
     /// Submits a chain of bios (Linux: `generic_make_request`); [`RequestQueue::reap`] tells when it is done, under
-    /// the name `cookie`. Nothing moves before [`RequestQueue::dispatch`].
+    /// the name `cookie`. The engine has it at once where nothing stands in its way, and at the latest with
+    /// [`RequestQueue::dispatch`], which has to be called in any case: others wait for that.
     ///
     /// The range of a bio that reads or writes is as long as its memory. It may end within a logical block if the next
     /// bio goes on there; what the bios of a chain have together is whole blocks.
@@ -335,7 +339,13 @@ impl RequestQueue {
     /// # Panics
     /// When a range is not as long as its memory, or, later, when a chain ends within a block.
     #[inline]
-    pub fn submit(&mut self, chain: BioChain, cookie: u32) -> Result<(), Refused> {
+    pub fn submit(&mut self, mut chain: BioChain, cookie: u32) -> Result<(), Refused> {
+        if self.starts_at_once(&chain)
+            && let Some(bio) = chain.pop()
+        {
+            self.start_at_once(bio, cookie);
+            return Ok(());
+        }
         let chain = Self::check(chain)?;
         assert!(chain.iter().all(Bio::is_sound), "a range is as long as its memory");
         self.park_chain(chain, cookie)
@@ -363,16 +373,22 @@ impl RequestQueue {
         if self.is_full() {
             return Err(Refused { chain, reason: RefuseReason::Full });
         }
-        let index = self.free_chains.pop().expect("a queue that is not full has a free chain");
-        let mut pending = 0;
+        let index = self.begin(cookie);
         while let Some(mut bio) = chain.pop() {
             bio.chain = index;
             self.parked.push_back(bio);
-            pending += 1;
+            self.chains[index as usize].pending += 1;
         }
-        self.chains[index as usize] =
-            Chain { cookie, pending, status: Status::Ok, bytes: 0, since: self.now, is_late: false };
         Ok(())
+    }
+
+    /// A chain of no bios so far. The queue is not full.
+    #[inline]
+    fn begin(&mut self, cookie: u32) -> u32 {
+        let index = self.free_chains.pop().expect("a queue that is not full has a free chain");
+        self.chains[index as usize] =
+            Chain { cookie, pending: 0, status: Status::Ok, bytes: 0, since: self.now, is_late: false };
+        index
     }
 
     /// Gives the engine what it can take, in the order in which it was submitted. To be called once per batch (Linux:

@@ -104,6 +104,54 @@ pub fn next_piece(bio: &Bio, limits: &QueueLimits) -> Piece {
     Piece { bytes: whole, bounce }
 }
 
+/// What a transfer has to be like for the disk to take all of it, as it is, and nobody to be in its way: as most are. Says in
+/// a few comparisons that [`next_piece`] would say so; what it does not say so of may still be such a one.
+#[derive(Debug)]
+pub(crate) struct AsItIs {
+    reads: bool,
+    writes: bool,
+    needs_pinning: bool,
+    max_bytes: u64,
+    /// Bits that the range and the memory must not have.
+    block_mask: u64,
+    address_mask: usize,
+}
+
+impl AsItIs {
+    /// What `limits` make of it.
+    pub(crate) fn within(limits: &QueueLimits) -> Self {
+        let mask = |unit: u32| unit as usize - 1;
+        let reads = !limits.detached;
+        Self {
+            reads,
+            // Where others may write to the same block, a write has to wait for them.
+            writes: reads && !limits.stable_writes && !limits.has_partial_blocks(),
+            needs_pinning: limits.needs_pinning,
+            max_bytes: limits.max_bytes.into(),
+            block_mask: limits.unit() - 1,
+            address_mask: mask(limits.dma_alignment),
+        }
+    }
+
+    /// Whether the disk is known to take `bio` like that.
+    #[inline(always)]
+    pub(crate) fn takes(&self, bio: &Bio) -> bool {
+        let is_taken = match bio.op {
+            Op::Read => self.reads,
+            Op::Write { .. } => self.writes,
+            _ => false,
+        };
+        let Some(piece) = bio.sg.only_piece() else { return false };
+        let (offset, len) = (bio.range.offset(), bio.range.len());
+        is_taken
+            && (1..=self.max_bytes).contains(&len)
+            // A length of whole blocks is as aligned as lengths have to be (`QueueLimits::are_sound`).
+            && (offset | len) & self.block_mask == 0
+            && piece.as_ptr().addr() & self.address_mask == 0
+            && (!self.needs_pinning || bio.sg.is_pinnable())
+    }
+}
+
 /// Why the memory of a piece of `bytes`, whole blocks, that moves data has to be bounced, if it has to.
 #[inline]
 fn bounce_reason(bio: &Bio, bytes: u64, limits: &QueueLimits) -> Option<BounceReason> {

@@ -155,7 +155,7 @@ impl MemPin {
     ///
     /// # Errors
     /// [`BadAddress`] when they are in none, or not in one.
-    #[inline]
+    #[inline(always)]
     pub fn slice(&self, addr: u64, len: usize) -> Result<GuestSlice, BadAddress> {
         let bad = BadAddress { addr, len: len as u64 };
         let (region, room) = self.memory().find(addr).ok_or(bad)?;
@@ -188,7 +188,7 @@ impl MemPin {
     ///
     /// # Errors
     /// [`BadAddress`].
-    #[inline]
+    #[inline(always)]
     pub fn read_value<T: ByteValued>(&self, addr: u64) -> Result<T, BadAddress> {
         let mut value = T::zeroed();
         let (piece, _) = self.memory().piece(addr, size_of::<T>())?;

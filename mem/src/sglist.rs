@@ -195,6 +195,13 @@ impl SgList {
         &self.all()[self.start..self.end]
     }
 
+    /// The piece, where there is one only: as in most lists, which have no table.
+    #[must_use]
+    #[inline(always)]
+    pub fn only_piece(&self) -> Option<IoVec> {
+        (self.table.is_none() && (self.start, self.end) == (0, 1)).then_some(self.inline[0])
+    }
+
     /// Appends guest memory: as much of the `len` bytes at `addr` as there is room for pieces. Returns how many
     /// bytes that was. A table is allocated from `arena` where needed. (Linux: `bio_iov_iter_get_pages`.)
     ///
@@ -233,6 +240,21 @@ impl SgList {
             }
         }
         Ok(len - left)
+    }
+
+    /// Makes an empty list one of `len` bytes of guest memory at `addr`, if they are in one region, as most are. Returns
+    /// whether it is that now; else it is as it was.
+    #[must_use]
+    #[inline(always)]
+    pub fn map_one(&mut self, pin: &MemPin, addr: u64, len: usize) -> bool {
+        assert!(self.end == 0 && self.guest.is_none() && self.pages.is_none(), "the list is empty");
+        let Ok((piece, pinnable)) = pin.memory().piece(addr, len) else { return false };
+        if piece.len() != len {
+            return false;
+        }
+        (self.inline[0], self.end, self.bytes, self.pinnable) = (piece, 1, len, pinnable);
+        self.guest = Some(pin.clone());
+        true
     }
 
     /// Takes the first `count` bytes out of the list, into a list of their own (Linux: `bio_split`).

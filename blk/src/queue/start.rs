@@ -6,7 +6,7 @@ use sluice_mem::bounce::Bounce;
 use sluice_mem::gfp::Gfp;
 
 use super::{RequestQueue, Writes, bytes_in_memory};
-use crate::bio::{Bio, Op};
+use crate::bio::{Bio, BioChain, Op};
 use crate::overlap::{Access, Held};
 use crate::request::{Command, Request, Status, Tag};
 use crate::split::{BounceReason, Piece, next_piece};
@@ -18,6 +18,42 @@ enum Step {
 }
 
 impl RequestQueue {
+    /// Whether a chain is one bio that the disk takes as it is, and nothing has to be waited for, nor waits before it.
+    #[inline(always)]
+    pub(super) fn starts_at_once(&self, chain: &BioChain) -> bool {
+        let nothing_waits = self.parked.is_empty() && self.again.is_empty() && !self.stalled;
+        let has_room = !self.is_full() && self.tags.available() && !self.is_fenced();
+        nothing_waits
+            && has_room
+            && chain.only().is_some_and(|bio| bio.is_sound() && self.as_it_is.takes(bio))
+    }
+
+    /// Starts the bio of such a chain.
+    #[inline(always)]
+    pub(super) fn start_at_once(&mut self, mut bio: Box<Bio>, cookie: u32) {
+        debug_assert_eq!(
+            next_piece(&bio, &self.config.limits),
+            Piece { bytes: bio.range.len(), bounce: None }
+        );
+        bio.chain = self.begin(cookie);
+        self.chains[bio.chain as usize].pending = 1;
+        let command = match bio.op {
+            Op::Write { fua } => Command::Write { dsync: self.is_durable(fua) },
+            _ => Command::Read,
+        };
+        let tag = self.tags.try_take().expect("there was one");
+        match self.engine.submit(Request::new(tag, command, bio)) {
+            Ok(()) => self.stats.requests.add(1),
+            Err(request) => self.again.push_front(request),
+        }
+    }
+
+    /// Whether a command has to make durable what it did.
+    #[inline]
+    fn is_durable(&self, fua: bool) -> bool {
+        fua && !self.config.ignore_flush
+    }
+
     /// Starts a bio, or as much of it as the disk takes at once. Hands back what has to wait.
     #[inline]
     pub(super) fn start(&mut self, mut bio: Box<Bio>) -> Result<(), Box<Bio>> {
@@ -56,7 +92,6 @@ impl RequestQueue {
     /// What the disk has to do for a bio.
     #[inline]
     fn next_step(&self, bio: &mut Bio) -> Step {
-        let durable = |fua: bool| fua && !self.config.ignore_flush;
         let unmaps = !self.unsupported.zero_unmap && !self.config.ignore_discard;
         match bio.op {
             Op::Flush if self.config.ignore_flush => Step::End(Status::Ok),
@@ -64,7 +99,7 @@ impl RequestQueue {
             Op::DeviceId => Step::End(Status::NotSupp),
             _ if bio.range.len() == 0 => Step::End(Status::Ok),
             Op::Read => Step::Run(Command::Read),
-            Op::Write { fua } => Step::Run(Command::Write { dsync: durable(fua) }),
+            Op::Write { fua } => Step::Run(Command::Write { dsync: self.is_durable(fua) }),
             Op::Discard { .. } if self.unsupported.discard || self.config.ignore_discard => {
                 Step::End(Status::Ok)
             }
@@ -78,7 +113,7 @@ impl RequestQueue {
             }
             Op::WriteZeroes { fua, .. } => {
                 bio.zero_by_writing = true;
-                Step::Run(Command::Write { dsync: durable(fua) })
+                Step::Run(Command::Write { dsync: self.is_durable(fua) })
             }
         }
     }

@@ -117,6 +117,29 @@ proptest! {
     }
 
     #[test]
+    fn a_transfer_is_taken_as_it_is_if_it_is_one_piece_in_place_and_of_one_buffer(
+        limits in limits(), start in 0..40_u64, pieces in pieces(), write: bool, alone: bool,
+    ) {
+        let ram = GuestRam::new(1, 4096);
+        let count = if alone { 1 } else { 2 };
+        let mut at = 0;
+        let sg = ram.list(pieces.into_iter().take(count).map(|(gap, len)| {
+            let addr = at + gap;
+            at = addr + len as u64;
+            (addr, len)
+        }));
+        let is_one = sg.pieces().len() == 1;
+        let bio = bio(if write { Op::Write { fua: false } } else { Op::Read }, start, sg);
+        let is_alone = !write || !limits.has_partial_blocks();
+        let whole = Piece { bytes: bio.range.len(), bounce: None };
+        let expected = next_piece(&bio, &limits) == whole && is_one && is_alone;
+        // A bio begins at a logical block.
+        if (start * 512).is_multiple_of(limits.logical_block_size.into()) {
+            prop_assert_eq!(AsItIs::within(&limits).takes(&bio), expected);
+        }
+    }
+
+    #[test]
     fn what_has_no_memory_is_one_piece_and_zeroes_are_many(
         limits in limits(),
         start in 0..20_u64,
