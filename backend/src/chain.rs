@@ -15,9 +15,10 @@
 //! it for too large, and each call would cost more than what is in it (`scripts/instructions.sh` counts that).
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
+mod plain;
 mod segments;
 
-use sluice_blk::bio::{BioChain, BioSet, Op};
+use sluice_blk::bio::{Bio, BioChain, BioSet, Op};
 use sluice_blk::queue::{PassthroughCommand, RequestQueue};
 use sluice_blk::sector::{DiskRange, Sector};
 use sluice_mem::guest::MemPin;
@@ -32,11 +33,15 @@ use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::ByteValued;
 
+use self::plain::Plain;
 use crate::config::DiskConfig;
 use crate::vring::{RingFault, Vring};
 
 /// The type of a request for how worn the disk is (virtio 1.3, 5.2.6).
 const VIRTIO_BLK_T_GET_LIFETIME: u32 = 10;
+
+/// Type, reserved, and the two halves of the sector (virtio 1.3, 5.2.6), all little-endian.
+type Header = [u32; 4];
 
 /// Bytes of a descriptor (virtio 1.3, 2.7.5).
 const DESCRIPTOR_BYTES: u32 = 16;
@@ -63,6 +68,15 @@ pub struct ParsedChain {
     pub action: Action,
 }
 
+/// What a chain moves, and nothing else is to be done about it.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Where the answer goes: one byte.
+    pub status: GuestSlice,
+    /// To be submitted.
+    pub bio: Box<Bio>,
+}
+
 /// What to do about a chain.
 #[derive(Debug)]
 pub enum Action {
@@ -84,6 +98,11 @@ struct Buffer {
 
 impl Buffer {
     const NONE: Self = Self { addr: 0, len: 0, flags: 0 };
+
+    #[inline]
+    fn of(descriptor: Descriptor) -> Self {
+        Self { addr: descriptor.addr().0, len: descriptor.len(), flags: descriptor.flags() }
+    }
 
     #[inline]
     fn is_writable(&self) -> bool {
@@ -173,7 +192,7 @@ impl Buffers<'_> {
 pub struct ChainParser {
     buffers: Vec<Buffer>,
     /// Descriptors that were read in all.
-    walked: u64,
+    cost: u64,
 }
 
 /// The most descriptors in an indirect table: the segments that are advertised, header and status.
@@ -184,7 +203,7 @@ impl ChainParser {
     #[must_use]
     pub fn new(size: u16) -> Self {
         let most = usize::from(size).saturating_add(INDIRECT_MAX as usize);
-        Self { buffers: vec![Buffer::NONE; most], walked: 0 }
+        Self { buffers: vec![Buffer::NONE; most], cost: 0 }
     }
 
     /// Reads the chain at `head` and builds the bios it asks for, out of `queue`'s.
@@ -200,57 +219,99 @@ impl ChainParser {
         config: &DiskConfig,
         queue: &mut RequestQueue,
     ) -> Result<ParsedChain, RingFault> {
+        let mut builder = Builder { pin, config, queue };
         let walk = self.walk(vring, head, pin)?;
         let status = self.status(walk, head, pin)?;
-        let mut builder = Builder { pin, config, queue };
-        let action = match self.interpret(walk, &mut builder) {
-            Ok(action) => action,
-            Err(status) => Action::Answer(status),
-        };
+        let action = self.interpret(walk, &mut builder).unwrap_or_else(Action::Answer);
         Ok(ParsedChain { status, action })
+    }
+
+    /// What the chain at `head` moves, if it is what nearly all are: a read or a write with nothing wrong, of [one
+    /// buffer](Plain) in one region of memory. Else nothing was done, and [`ChainParser::parse`] is to be asked.
+    #[inline(always)]
+    pub fn transfer(
+        &mut self,
+        vring: &Vring,
+        head: u16,
+        pin: &MemPin,
+        config: &DiskConfig,
+        queue: &mut RequestQueue,
+    ) -> Option<Transfer> {
+        let Plain { header, data, status } = Plain::read(vring, head, pin)?;
+        let (kind, sector) = interpret(header);
+        let op = match (kind, data.is_writable()) {
+            (VIRTIO_BLK_T_IN, true) => Op::Read,
+            (VIRTIO_BLK_T_OUT, false) if !config.is_read_only() => {
+                Op::Write { fua: config.is_writethrough() }
+            }
+            _ => return None,
+        };
+        let block = queue.limits().logical_block_size;
+        let range = DiskRange::new(sector, data.len.into(), config.capacity(), block).ok()?;
+        let status = pin.slice(status, 1).ok()?;
+        let mut bio = queue.bios().try_take(op, range)?;
+        if !bio.sg.map_one(pin, data.addr, data.len as usize) {
+            queue.bios().put(bio);
+            return None;
+        }
+        self.cost = self.cost.wrapping_add(Plain::DESCRIPTORS.into());
+        Some(Transfer { status, bio })
     }
 
     /// How many descriptors were read in all: what the chains so far have cost.
     #[must_use]
-    pub fn walked(&self) -> u64 {
-        self.walked
+    pub fn cost(&self) -> u64 {
+        self.cost
     }
 }
 
 /// What a chain consists of.
 #[derive(Debug, Clone, Copy, Default)]
 struct Walk {
-    /// How many descriptors it has.
-    descriptors: u32,
-    /// How many buffers it has: descriptors of no bytes are left out.
-    buffers: usize,
+    /// How many descriptors were read, those of an indirect table included: each has a place among the buffers, but the
+    /// one that refers to the table.
+    descriptors: usize,
     /// How many of them are readable. They are the first, unless there is disorder.
     readable: usize,
-    /// A readable buffer came after a writable one.
+    /// A readable descriptor came after a writable one.
     disorder: bool,
-    /// A readable descriptor has no bytes.
+    /// A descriptor has no bytes.
+    has_empty: bool,
+    /// A readable descriptor has no bytes: seen to only where one has none.
     has_empty_readable: bool,
 }
 
 impl Walk {
-    /// Adds a descriptor; its buffer, if it is one, to `buffers`.
+    /// Adds a descriptor, whose buffer goes to `place`.
     #[inline(always)]
-    fn add(&mut self, descriptor: Descriptor, buffers: &mut [Buffer]) {
+    fn add(&mut self, descriptor: Descriptor, place: &mut Buffer) {
+        *place = Buffer::of(descriptor);
+        self.count(*place);
+    }
+
+    #[inline(always)]
+    fn count(&mut self, buffer: Buffer) {
+        let readable = !buffer.is_writable();
+        self.disorder |= readable && self.readable != self.descriptors;
+        self.readable = self.readable.wrapping_add(usize::from(readable));
         self.descriptors = self.descriptors.wrapping_add(1);
-        let buffer = Buffer { addr: descriptor.addr().0, len: descriptor.len(), flags: descriptor.flags() };
-        if buffer.len == 0 {
-            self.has_empty_readable |= !buffer.is_writable();
-            return;
+        self.has_empty |= buffer.len == 0;
+    }
+
+    /// The same chain without the buffers that have no bytes, of which `buffers` is rid too.
+    #[cold]
+    fn without_empty(self, buffers: &mut [Buffer]) -> Self {
+        let mut walk = Self::default();
+        for at in 0..self.descriptors {
+            let Some(buffer) = buffers.get(at).copied() else { break };
+            if buffer.len == 0 {
+                walk.has_empty_readable |= !buffer.is_writable();
+            } else if let Some(place) = buffers.get_mut(walk.descriptors) {
+                *place = buffer;
+                walk.count(buffer);
+            }
         }
-        let Some(place) = buffers.get_mut(self.buffers) else {
-            unreachable!("there is room for the longest ring and the longest table")
-        };
-        *place = buffer;
-        if !buffer.is_writable() {
-            self.disorder |= self.readable != self.buffers;
-            self.readable = self.readable.wrapping_add(1);
-        }
-        self.buffers = self.buffers.wrapping_add(1);
+        walk
     }
 }
 
@@ -262,7 +323,7 @@ impl ChainParser {
         let mut walk = Walk::default();
         let mut index = head;
         // A chain that is longer than its ring is a loop.
-        for _ in 0..vring.size() {
+        for place in self.buffers.iter_mut().take(vring.size().into()) {
             let Some(descriptor) = vring.descriptor(index) else {
                 return Err(fault("leads to a descriptor past the end of the table"));
             };
@@ -275,10 +336,9 @@ impl ChainParser {
                 }
                 return self.walk_indirect(walk, descriptor, head, pin);
             }
-            walk.add(descriptor, &mut self.buffers);
+            walk.add(descriptor, place);
             if !descriptor.has_next() {
-                self.walked = self.walked.wrapping_add(u64::from(walk.descriptors));
-                return Ok(walk);
+                return Ok(self.walked(walk));
             }
             index = descriptor.next();
         }
@@ -302,8 +362,9 @@ impl ChainParser {
             return Err(fault("has an indirect table with more descriptors than were advertised"));
         }
         let in_one_region = pin.slice(addr, len as usize).ok();
+        let places = self.buffers.get_mut(walk.descriptors..).unwrap_or_default();
         let mut index = 0;
-        for _ in 0..count {
+        for place in places.iter_mut().take(count as usize) {
             let descriptor = match &in_one_region {
                 Some(table) => table.read(DESCRIPTOR_BYTES.wrapping_mul(index) as usize),
                 None => indirect_descriptor(addr, index, pin)
@@ -312,10 +373,9 @@ impl ChainParser {
             if descriptor.refers_to_indirect_table() {
                 return Err(fault("has an indirect descriptor in an indirect table"));
             }
-            walk.add(descriptor, &mut self.buffers);
+            walk.add(descriptor, place);
             if !descriptor.has_next() {
-                self.walked = self.walked.wrapping_add(u64::from(walk.descriptors));
-                return Ok(walk);
+                return Ok(self.walked(walk));
             }
             index = u32::from(descriptor.next());
             if index >= count {
@@ -325,6 +385,13 @@ impl ChainParser {
         Err(fault("is longer than its indirect table"))
     }
 
+    /// The whole chain was walked.
+    #[inline(always)]
+    fn walked(&mut self, walk: Walk) -> Walk {
+        self.cost = self.cost.wrapping_add(walk.descriptors as u64);
+        if walk.has_empty { walk.without_empty(&mut self.buffers) } else { walk }
+    }
+
     /// Where the last writable byte is.
     #[inline(always)]
     fn status(&self, walk: Walk, head: u16, pin: &MemPin) -> Result<GuestSlice, RingFault> {
@@ -332,8 +399,12 @@ impl ChainParser {
         if walk.readable == 0 && !walk.has_empty_readable {
             return Err(fault("has no readable header"));
         }
-        let Some(last) =
-            self.buffers.get(..walk.buffers).unwrap_or_default().iter().rfind(|buffer| buffer.is_writable())
+        let Some(last) = self
+            .buffers
+            .get(..walk.descriptors)
+            .unwrap_or_default()
+            .iter()
+            .rfind(|buffer| buffer.is_writable())
         else {
             return Err(fault("has no writable status byte"));
         };
@@ -341,21 +412,17 @@ impl ChainParser {
         status.ok_or_else(|| fault("has a status byte outside of the guest's memory"))
     }
 
-    /// What the header says, with the data that belongs to it.
-    #[inline(always)]
+    /// What the chain asks for.
     fn interpret(&mut self, walk: Walk, builder: &mut Builder<'_>) -> Result<Action, BlkStatus> {
         if walk.disorder {
             return Err(BlkStatus::IoErr);
         }
         let (readable, writable) =
-            self.buffers.get_mut(..walk.buffers).unwrap_or_default().split_at_mut(walk.readable);
+            self.buffers.get_mut(..walk.descriptors).unwrap_or_default().split_at_mut(walk.readable);
         let (mut readable, mut writable) = (Buffers(readable), Buffers(writable));
         // The status byte is not data.
         writable.drop_last();
-        // Type, reserved, sector (virtio 1.3, 5.2.6).
-        let [kind, _, low, high]: [u32; 4] = readable.take_front(builder.pin)?;
-        let kind = u32::from_le(kind);
-        let sector = Sector(u64::from(u32::from_le(low)) | u64::from(u32::from_le(high)) << 32);
+        let (kind, sector) = interpret(readable.take_front(builder.pin)?);
         let (op, data, other) = match kind {
             VIRTIO_BLK_T_IN => (Op::Read, writable, readable),
             VIRTIO_BLK_T_OUT => (Op::Write { fua: builder.config.is_writethrough() }, readable, writable),
@@ -363,6 +430,13 @@ impl ChainParser {
         };
         builder.transfer(op, sector, data, &other)
     }
+}
+
+/// The type and the sector that a header names.
+#[inline]
+fn interpret(header: Header) -> (u32, Sector) {
+    let [kind, _, low, high] = header.map(u32::from_le);
+    (kind, Sector(u64::from(low) | u64::from(high) << 32))
 }
 
 /// A copy of a descriptor of an indirect table that lies across regions of memory.

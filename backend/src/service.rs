@@ -24,7 +24,7 @@ use sluice_mem::guest::{GuestMem, MemPin};
 use sluice_mem::slice::GuestSlice;
 
 use crate::call::{Call, SignalRings};
-use crate::chain::{Action, BlkStatus, ChainParser};
+use crate::chain::{Action, BlkStatus, ChainParser, Transfer};
 use crate::device::Device;
 use crate::inflight::InflightSetup;
 use crate::vring::{RingFault, RingSetup, SetupError, Vring};
@@ -264,11 +264,11 @@ impl Service {
 
     /// Takes heads and submits what they ask for: a turn's worth. Returns whether there were any.
     fn fetch(&mut self) -> bool {
-        let enough = self.parser.walked() + Self::TURN_DESCRIPTORS;
+        let enough = self.parser.cost() + Self::TURN_DESCRIPTORS;
         let half = (self.queue.under_way() + self.vring.available()).div_ceil(2);
         let mut bytes = 0;
         for taken in 0..half.clamp(*Self::TURN_HEADS.start(), *Self::TURN_HEADS.end()) {
-            let full = bytes >= Self::TURN_BYTES || self.parser.walked() >= enough;
+            let full = bytes >= Self::TURN_BYTES || self.parser.cost() >= enough;
             if full || !self.can_fetch() {
                 return taken > 0;
             }
@@ -289,7 +289,22 @@ impl Service {
     }
 
     /// Submits what a head asks for. Returns how many bytes that moves.
+    #[inline(always)]
     fn begin(&mut self, head: u16) -> Result<usize, RingFault> {
+        let transfer =
+            self.parser.transfer(&self.vring, head, &self.pin, self.device.config(), &mut self.queue);
+        let Some(Transfer { status, bio }) = transfer else { return self.begin_any(head) };
+        let bytes = bio.sg.bytes();
+        self.statuses[usize::from(head)] = Some(status);
+        if let Err(refused) = self.queue.submit(bio.into(), head.into()) {
+            self.refused(head, refused);
+        }
+        Ok(bytes)
+    }
+
+    /// The same for whatever it asks.
+    #[inline(never)] // So that what nearly all come through is not held up by what few do.
+    fn begin_any(&mut self, head: u16) -> Result<usize, RingFault> {
         let parsed =
             self.parser.parse(&self.vring, head, &self.pin, self.device.config(), &mut self.queue)?;
         let cookie = u32::from(head);
@@ -309,12 +324,17 @@ impl Service {
                 Ok(())
             }
         };
-        if let Err(Refused { chain, reason }) = accepted {
-            debug_assert!(false, "a parsed chain was refused: {reason}");
-            self.queue.bios().put_chain(chain);
-            self.finish(head, BlkStatus::IoErr, 0);
+        if let Err(refused) = accepted {
+            self.refused(head, refused);
         }
         Ok(bytes)
+    }
+
+    #[cold]
+    fn refused(&mut self, head: u16, Refused { chain, reason }: Refused) {
+        debug_assert!(false, "a parsed chain was refused: {reason}");
+        self.queue.bios().put_chain(chain);
+        self.finish(head, BlkStatus::IoErr, 0);
     }
 
     /// Gives back what is done, and calls the driver if it wants that. Returns whether anything was done: then the

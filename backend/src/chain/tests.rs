@@ -38,6 +38,8 @@ struct Bench {
     parser: ChainParser,
     queue: RequestQueue,
     device: std::sync::Arc<Device>,
+    /// How many chains were seen to be plain transfers.
+    transfers: u32,
     _disk: TestDisk,
 }
 
@@ -84,6 +86,7 @@ impl Bench {
             ram,
             pin,
             device,
+            transfers: 0,
             _disk: disk,
         }
     }
@@ -112,6 +115,12 @@ impl Bench {
     fn check(&mut self, head: u16) -> Option<Outcome> {
         let expected = self.model().outcome(head);
         let (bios, pages) = (self.queue.bios().available(), self.queue.arena().used_pages());
+        if let Some(ParsedChain { status, action }) = self.transfer(head) {
+            self.transfers += 1;
+            let (place, expected) = expected.as_ref().expect("a fault is due, not a transfer");
+            assert_eq!(&self.take(action), expected);
+            self.check_status(&status, *place);
+        }
         let config = self.device.config();
         let parsed = self.parser.parse(&self.vring, head, &self.pin, config, &mut self.queue);
         let Ok(ParsedChain { status, action }) = parsed else {
@@ -125,6 +134,13 @@ impl Bench {
         let left = (self.queue.bios().available(), self.queue.arena().used_pages());
         assert_eq!(left, (bios, pages), "bios and pages that did not come back");
         Some(outcome)
+    }
+
+    /// The chain at `head`, if it is a plain transfer.
+    fn transfer(&mut self, head: u16) -> Option<ParsedChain> {
+        let config = self.device.config();
+        let transfer = self.parser.transfer(&self.vring, head, &self.pin, config, &mut self.queue);
+        transfer.map(|Transfer { status, bio }| ParsedChain { status, action: Action::Submit(bio.into()) })
     }
 
     fn take(&mut self, action: Action) -> Outcome {

@@ -204,6 +204,8 @@ fn the_parser_says_what_the_model_says() {
         Ok(())
     });
     result.unwrap_or_else(|e| panic!("{e}"));
+    let transfers: u32 = benches.into_inner().values().map(|bench| bench.transfers).sum();
+    assert!(transfers > 50, "only {transfers} chains were plain transfers");
     let met = met.into_inner();
     for outcome in [
         "fault",

@@ -97,7 +97,7 @@ prop_compose! {
         sector in sector(),
         header in good_addr(),
         cuts in prop_oneof![
-            3 => Just(vec![]),
+            6 => Just(vec![]),
             2 => prop::collection::vec(0..17_u32, 1..4),
             1 => Just(vec![1; 15]),
         ],
@@ -105,6 +105,7 @@ prop_compose! {
         data in prop_oneof![
             8 => prop::collection::vec((prop_oneof![3 => good_addr(), 1 => addr()], len()), 1..6),
             1 => prop::collection::vec((good_addr(), len()), 0..2),
+            8 => prop::collection::vec((good_addr(), len()), 1..2),
             1 => prop::collection::vec((good_addr(), Just(16_u32)), 320..321),
             1 => prop::collection::vec((good_addr(), 1..3_u32), 0..60),
             1 => prop::collection::vec((good_addr(), Just(64_u32)), 56..57),

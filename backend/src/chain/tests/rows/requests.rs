@@ -2,7 +2,7 @@
 
 use super::super::model::{Desc, INDIRECT, WRITE};
 use super::super::{Bench, HOLE, LARGE, Made, TOP};
-use super::{DATA, INDIRECT_TABLE, Is, OUT, READ, chained, desc, header, room, status};
+use super::{BORDER, DATA, INDIRECT_TABLE, Is, OUT, READ, chained, desc, header, room, status};
 use crate::config::DiskConfig;
 
 #[test]
@@ -30,6 +30,28 @@ fn data_that_is_nowhere_or_goes_the_wrong_way_is_an_error() {
     let mut bench = Bench::new(Made { read_only: true, ..Made::default() });
     bench.put_header(OUT, 8);
     bench.expect("a write to what is only read", &[header(), desc(DATA, 512), status()], Is::IoErr);
+}
+
+#[test]
+fn a_read_or_write_of_one_buffer_is_seen_to_be_a_plain_transfer() {
+    let mut bench = Bench::new(Made::default());
+    bench.put_header(READ, 8);
+    bench.expect(
+        "a read, in the ring and in a table",
+        &[header(), room(DATA, 512), status()],
+        Is::Moves(512),
+    );
+    assert_eq!(bench.transfers, 2);
+    bench.put_header(OUT, 8);
+    bench.expect(
+        "a write, in the ring and in a table",
+        &[header(), desc(DATA, 512), status()],
+        Is::Moves(512),
+    );
+    assert_eq!(bench.transfers, 4);
+    bench.expect("two buffers", &[header(), desc(DATA, 512), desc(DATA, 512), status()], Is::Moves(1024));
+    bench.expect("one over two regions", &[header(), desc(BORDER - 256, 512), status()], Is::Moves(512));
+    assert_eq!(bench.transfers, 4, "and others are not");
 }
 
 #[test]
