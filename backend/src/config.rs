@@ -194,6 +194,17 @@ impl DiskConfig {
         !self.writeback.load(Ordering::Relaxed) || !self.can_flush.load(Ordering::Relaxed)
     }
 
+    /// Whether the driver has a write cache, as the `writeback` field says.
+    #[must_use]
+    pub fn is_writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// Switches the driver's write cache on or off.
+    pub fn set_writeback(&self, is_writeback: bool) {
+        self.writeback.store(is_writeback, Ordering::Relaxed);
+    }
+
     /// A part of the config space; `None` when it is not all inside.
     #[must_use]
     pub fn read(&self, offset: u32, size: u32) -> Option<Vec<u8>> {
@@ -209,7 +220,7 @@ impl DiskConfig {
     pub fn write(&self, offset: u32, data: &[u8]) -> Result<(), WriteError> {
         match (config_offset(offset), data) {
             (WRITEBACK_OFFSET, [value @ (0 | 1)]) => {
-                self.writeback.store(*value == 1, Ordering::Relaxed);
+                self.set_writeback(*value == 1);
                 Ok(())
             }
             (WRITEBACK_OFFSET, [value]) => Err(WriteError::Writeback { value: *value }),

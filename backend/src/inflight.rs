@@ -13,6 +13,9 @@
 //!                      one per head:  inflight (u8) │ 5 unused │ next (u16) │ counter (u64)
 //! ```
 //!
+//! The third byte of the first head of the first queue, unused by the protocol, is 1 while the driver has switched the write
+//! cache off: it does not say that again to a successor, and relies on it.
+//!
 //! - A head is taken: its `counter` is written, then `inflight`.
 //! - It is put into the used ring: it becomes the first of a list, `last_batch_head` and from there by `next`.
 //! - The driver is shown the used ring (`used.idx`): then `inflight` of all that are in the list is cleared, then `used_idx`
@@ -42,6 +45,8 @@ const HEAD_BYTES: usize = 16;
 const INFLIGHT: usize = 0;
 const NEXT: usize = 6;
 const COUNTER: usize = 8;
+/// Where the first queue says that the write cache is off.
+const WRITETHROUGH: usize = HEADS + 2;
 /// The version of this layout. A region of zeroes is one that nobody has used.
 const VERSION_1: u16 = 1;
 
@@ -176,6 +181,24 @@ impl InflightMem {
         let region = RegionInfo { guest_addr: 0, size, user_addr: 0, mmap_offset: offset };
         let memory = GuestMem::new(vec![Region::map_watched(region, file, alarm)?])?;
         Ok(Self { memory: Arc::new(memory), num_queues, stride })
+    }
+
+    /// Whether somebody has used it while the driver had the write cache switched off.
+    #[must_use]
+    pub fn is_writethrough(&self) -> bool {
+        let header = self.header();
+        header.load_u16(VERSION, Ordering::Acquire) == VERSION_1 && header.read::<u8>(WRITETHROUGH) == 1
+    }
+
+    /// The driver has switched the write cache off, or on: for whoever uses the memory next.
+    pub fn set_writethrough(&self, is_writethrough: bool) {
+        self.header().write(WRITETHROUGH, u8::from(is_writethrough));
+    }
+
+    /// What the first queue has before its second head.
+    fn header(&self) -> GuestSlice {
+        let pin = MemPin::new(Arc::clone(&self.memory));
+        pin.slice(0, HEADS + HEAD_BYTES).expect("a queue has a head")
     }
 
     /// The part of a queue, if it has one.

@@ -301,6 +301,13 @@ impl Rings {
         self.change(|rings| rings.inflight = Some(inflight));
     }
 
+    /// The driver has switched the write cache off, or on: a successor has to know.
+    pub fn note_writethrough(&self, is_writethrough: bool) {
+        if let Some(inflight) = &self.inflight {
+            inflight.set_writethrough(is_writethrough);
+        }
+    }
+
     /// The guest's memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMem {

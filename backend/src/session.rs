@@ -305,7 +305,10 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        Ok(self.device.config().write(offset, data).map_err(SessionError::from)?)
+        let config = self.device.config();
+        config.write(offset, data).map_err(SessionError::from)?;
+        self.rings.note_writethrough(!config.is_writeback());
+        Ok(())
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -347,7 +350,13 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
         let opened = InflightMem::open(inflight_info(inflight), file, &self.device, &self.alarm);
-        self.rings.set_inflight(opened.map_err(SessionError::from)?);
+        let inflight = opened.map_err(SessionError::from)?;
+        let config = self.device.config();
+        if inflight.is_writethrough() {
+            config.set_writeback(false);
+        }
+        inflight.set_writethrough(!config.is_writeback());
+        self.rings.set_inflight(inflight);
         Ok(())
     }
 

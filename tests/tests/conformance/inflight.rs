@@ -22,6 +22,7 @@ sluice_tests::suite! {
     memory_that_is_too_small_is_refused: [Inflight],
     memory_of_which_a_part_is_made_up_starts_no_ring: [Inflight],
     a_ring_goes_on_with_what_was_in_flight: [Inflight],
+    a_successor_knows_that_the_write_cache_is_off: [Inflight, WriteCacheSwitch],
     memory_that_is_taken_away_ends_the_connection: [Inflight, SurvivesLostMemory],
 }
 
@@ -163,6 +164,28 @@ fn a_ring_goes_on_with_what_was_in_flight(subject: Subject) {
         assert_eq!(memory.read(*data, 4096), guest.disk.bytes()[sector * 512..][..4096], "{subject}");
     }
     guest.check(&Request::read(0, 4096), &Shape::default());
+}
+
+/// A driver that has switched the cache off does not say so again when its back-end has died, and does not flush.
+fn a_successor_knows_that_the_write_cache_is_off(subject: Subject) {
+    const WRITEBACK: u32 = 32;
+    let mut guest = boot(subject);
+    let inflight = track(&mut guest);
+    let first = guest.session().config(WRITEBACK, 1).unwrap()[0];
+    for value in [1 - first, first] {
+        guest.session().set_config(WRITEBACK, &[value]).unwrap();
+        guest = boot(subject);
+        assert_eq!(
+            guest.session().config(WRITEBACK, 1).unwrap(),
+            [first],
+            "{subject}: of a driver that is new"
+        );
+        let base = guest.stop_ring();
+        guest.session().set_inflight(&inflight).unwrap();
+        assert_eq!(guest.session().config(WRITEBACK, 1).unwrap(), [value], "{subject}: of one that is not");
+        guest.resume_ring(base);
+    }
+    guest.check_works();
 }
 
 fn memory_that_is_taken_away_ends_the_connection(subject: Subject) {
