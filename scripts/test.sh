@@ -35,7 +35,7 @@ hostile() {
 
 # A daemon that is killed in the middle of writes, and disks that fail.
 faults() {
-  SLUICE_KILLS=2000 suites kill in_order faulty_disk bounds
+  SLUICE_KILLS=2000 SLUICE_POWER_CUTS=10000 suites kill in_order power faulty_disk bounds
 }
 
 # 75 times each under two kinds of guests.
@@ -62,7 +62,7 @@ stage 'simulation: 200,000 seeds of queues on one disk' simulation \
 stage 'threads in every order of their steps' loom cargo test --locked -p sluice-mem -p sluice-blk -p sluice-backend \
   --features sluice-backend/loom --lib loom_
 stage 'conformance: the daemon, the adapter and the reference device; libblkio' conformance suites conformance blkio
-stage 'faults: 2,000 kills, disks that fail and hang' faults faults
+stage 'faults: 2,000 kills, 10,000 power cuts, disks that fail and hang' faults faults
 stage 'hostile: 5,000,000 requests, 200,000 messages, 10,000 connections' hostile hostile
 stage 'corpus of the fuzzer, replayed' fuzz \
   cargo test --locked --manifest-path fuzz/Cargo.toml --target-dir "$target"

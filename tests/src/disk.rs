@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::fuse_disk::{FuseDisk, Kind};
 use crate::fuse_export::{FuseExport, Injected};
 use crate::loop_device::LoopDevice;
 use crate::model::Model;
@@ -37,6 +38,8 @@ pub struct DiskSpec {
     pub clears: Clears,
     /// The file is served as a disk that fails like this, and can be [frozen](FuseExport::freeze).
     pub faults: Option<Vec<Injected>>,
+    /// Instead of the file, a disk of zeroes is served whose log tells all that is done to it.
+    pub logged: Option<Kind>,
     /// More of the product's options, by their names on the command line.
     pub options: Vec<(&'static str, &'static str)>,
 }
@@ -69,6 +72,7 @@ impl Default for DiskSpec {
             cache: None,
             clears: Clears::default(),
             faults: None,
+            logged: None,
             options: Vec::new(),
         }
     }
@@ -95,6 +99,7 @@ pub struct Disk {
     device: Option<LoopDevice>,
     /// Ended before its file goes.
     export: Option<FuseExport>,
+    logged: Option<FuseDisk>,
     dir: TempDir,
     /// What the disk was made from.
     pub spec: DiskSpec,
@@ -109,7 +114,7 @@ impl Disk {
     /// Makes the file in a directory of its own in `parent`.
     pub fn new_in(parent: &Path, spec: &DiskSpec) -> Self {
         let dir = TempDir::with_prefix_in("disk-", parent).expect("a directory for a disk can be made");
-        let mut disk = Disk { device: None, export: None, dir, spec: spec.clone() };
+        let mut disk = Disk { device: None, export: None, logged: None, dir, spec: spec.clone() };
         let file = File::create(disk.file()).expect("a disk file can be made");
         file.set_len(spec.bytes as u64).expect("a disk file can be sized");
         if let Some(seed) = spec.content {
@@ -118,6 +123,8 @@ impl Disk {
         let attach =
             |block| LoopDevice::attach(&disk.file(), block).expect("the test made sure of loop devices");
         disk.device = spec.device.map(attach);
+        let start = |kind| FuseDisk::start(disk.dir(), spec.bytes, kind, spec.content.unwrap_or(1));
+        disk.logged = spec.logged.map(start);
         disk.export = spec.faults.as_ref().map(|faults| FuseExport::start(&disk.file(), disk.dir(), faults));
         disk
     }
@@ -130,8 +137,19 @@ impl Disk {
         self.export.as_ref().expect("a disk with faults")
     }
 
-    /// What is to be served: the file, or the block device on it, or the disk with faults.
+    /// The disk with a log.
+    ///
+    /// # Panics
+    /// If it was not to have one.
+    pub fn logged(&self) -> &FuseDisk {
+        self.logged.as_ref().expect("a disk with a log")
+    }
+
+    /// What is to be served: the file, or the block device on it, or the disk with faults, or with a log.
     pub fn path(&self) -> PathBuf {
+        if let Some(logged) = &self.logged {
+            return logged.path().to_path_buf();
+        }
         if let Some(export) = &self.export {
             return export.path().to_path_buf();
         }

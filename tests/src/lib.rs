@@ -8,6 +8,7 @@
 pub mod disk;
 pub mod driver;
 pub mod frontend;
+pub mod fuse_disk;
 pub mod fuse_export;
 pub mod guest;
 pub mod holdings;
@@ -20,6 +21,7 @@ pub mod memory_kind;
 pub mod mixture;
 pub mod model;
 pub mod page_cache;
+pub mod power;
 pub mod reference;
 pub mod request;
 pub mod rng;

@@ -1,13 +1,19 @@
 //! `--in-order`: who is offered what, and what the log says where neither that nor an account of what is in flight is to be
-//! had. That nothing is lost is shown in `kill`, that nothing overtakes in `vring::tests::order` of the backend.
+//! had. That nothing is lost is shown in `kill`, that nothing overtakes in `vring::tests::order` of the backend. And what it
+//! costs, which is printed.
 
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
+use std::time::{Duration, Instant};
+
 use sluice_tests::disk::{Disk, DiskSpec};
-use sluice_tests::driver::Ring;
+use sluice_tests::driver::{Chain, Desc, Ring};
 use sluice_tests::frontend::Session;
-use sluice_tests::guest::VERSION_1;
+use sluice_tests::fuse_disk::{FuseDisk, Kind, Latency};
+use sluice_tests::guest::{Drive, Guest, VERSION_1};
 use sluice_tests::memory::GuestMemory;
+use sluice_tests::request::Request;
+use sluice_tests::rng::Rng;
 use sluice_tests::subject::{Engine, Subject};
 use virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
 
@@ -75,4 +81,63 @@ fn in_order_is_offered_only_to_who_is_answered_in_order() {
             "what is offered can be had"
         );
     }
+}
+
+/// Reads of 4 KiB, so many at a time, for a while: how many a second.
+fn reads_per_second(guest: &mut Guest, depth: usize, time: Duration) -> f64 {
+    let memory = std::sync::Arc::clone(&guest.memory);
+    let mut rng = Rng::new(1);
+    let mut slots: Vec<_> =
+        (0..depth).map(|_| (memory.alloc(16, 16), memory.alloc(4096, 4096), memory.alloc(1, 1))).collect();
+    let mut flying = std::collections::HashMap::new();
+    let (begun, mut count) = (Instant::now(), 0);
+    while begun.elapsed() < time || !flying.is_empty() {
+        while let Some(slot) = slots.pop_if(|_| begun.elapsed() < time) {
+            memory.write(slot.0, &Request::read(8 * rng.below(64) as u64, 4096).header());
+            let direct = vec![
+                Desc { addr: slot.0, len: 16, writable: false },
+                Desc { addr: slot.1, len: 4096, writable: true },
+                Desc { addr: slot.2, len: 1, writable: true },
+            ];
+            flying.insert(guest.ring().offer(&Chain { direct, indirect: vec![] }), slot);
+        }
+        guest.ring().submit();
+        let used = guest.ring().wait();
+        slots.extend(flying.remove(&used.head));
+        count += 1;
+    }
+    f64::from(count) / begun.elapsed().as_secs_f64()
+}
+
+/// What it costs on such a disk, with more and more requests at a time: printed.
+fn compare(what: &str, spec: &DiskSpec) {
+    let guest = |in_order| {
+        let spec = DiskSpec { options: vec![("in-order", in_order)], ..spec.clone() };
+        Guest::boot_with(uring(Engine::Uring), &spec, &Drive::default())
+    };
+    let mut guests = ["off", "on"].map(guest);
+    for depth in [1, 4, 16, 32] {
+        let mut sums = [0.0; 2];
+        // One after the other, again and again, so that what else the machine does falls on both.
+        for _ in 0..4 {
+            for (guest, sum) in guests.iter_mut().zip(&mut sums) {
+                *sum += reads_per_second(guest, depth, Duration::from_millis(50));
+            }
+        }
+        let [any, in_order] = sums.map(|sum| sum / 4.0);
+        let share = in_order / any;
+        eprintln!("{what}, {depth} at a time: {any:.0} reads a second, {in_order:.0} in order: {share:.2}");
+        assert!(any > 0.0 && in_order > 0.0);
+    }
+}
+
+#[test]
+fn what_it_costs_to_answer_in_order() {
+    let spec = DiskSpec { bytes: 1 << 20, ..DiskSpec::default() };
+    compare("a file", &spec);
+    if let Err(why) = FuseDisk::is_here() {
+        return eprintln!("skipped: no disk whose latency varies: {why}");
+    }
+    let kind = Kind { latency: Latency::Mean(Duration::from_millis(2)), block: 4096 };
+    compare("latencies of 2 ms on average", &DiskSpec { logged: Some(kind), ..spec });
 }
