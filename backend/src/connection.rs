@@ -16,6 +16,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::inbox::{Header, Look, answer_no_config, answer_no_inflight, look, peek_numbers, refuse};
 use crate::ratelimit::Ratelimit;
+use crate::relay::Relay;
 use crate::session::Session;
 
 /// Why a connection is served no more.
@@ -42,6 +43,9 @@ pub(crate) enum End {
     /// The daemon stops.
     #[error("stopped")]
     Stopped,
+    /// Another process goes on with it.
+    #[error("handed over")]
+    HandedOver,
 }
 
 /// A connection. Dropping it stops the rings first and closes it then: a front-end that sees it closed may use its
@@ -50,6 +54,7 @@ pub(crate) struct Connection<'a> {
     name: &'a str,
     log: &'a Ratelimit,
     handler: BackendReqHandler<Mutex<Session>>,
+    relay: Relay,
     session: Arc<Mutex<Session>>,
     alarm: Arc<Alarm>,
     stream: UnixStream,
@@ -78,9 +83,10 @@ impl<'a> Connection<'a> {
         stream.set_write_timeout(Some(Self::MESSAGE_TIMEOUT))?;
         let alarm = Arc::clone(session.alarm());
         let session = Arc::new(Mutex::new(session));
-        let handler = BackendReqHandler::from_stream(stream.try_clone()?, Arc::clone(&session));
-        let opened = Instant::now();
-        Ok(Self { name, log, handler, session, alarm, stream, opened, has_spoken: false, part_since: None })
+        let (relay, theirs) = Relay::pair(Self::MESSAGE_TIMEOUT)?;
+        let handler = BackendReqHandler::from_stream(theirs, Arc::clone(&session));
+        let (opened, has_spoken, part_since) = (Instant::now(), false, None);
+        Ok(Self { name, log, handler, relay, session, alarm, stream, opened, has_spoken, part_since })
     }
 
     /// The socket. To be waited on, unless [`Connection::is_in_part`].
@@ -137,7 +143,10 @@ impl<'a> Connection<'a> {
             self.refused(format_args!("GET_INFLIGHT_FD for queues that the device does not have"));
             return Ok(answer_no_inflight(&self.stream, header)?);
         }
-        match self.handler.handle_request() {
+        self.relay.pass(&self.stream, header)?;
+        let handled = self.handler.handle_request();
+        self.relay.answer(&self.stream)?;
+        match handled {
             Ok(()) => Ok(()),
             Err(Error::ReqHandlerError(error)) if self.is_acknowledged(header) => {
                 self.refused(format_args!("{}", chain(&error)));
@@ -248,6 +257,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+mod handover;
 
 #[cfg(test)]
 impl Connection<'_> {

@@ -18,6 +18,11 @@ impl Event {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
+    /// It has not happened.
+    pub(crate) fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+
     /// It happens.
     pub fn notify(&self) {
         // Fails only when it has happened 2^64 - 2 times and nobody cared.

@@ -41,7 +41,7 @@ pub(crate) enum Look {
 }
 
 impl Header {
-    const BYTES: usize = 12;
+    pub(crate) const BYTES: usize = 12;
 
     fn parse(bytes: [u8; Self::BYTES]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
@@ -50,6 +50,12 @@ impl Header {
             flags: u32::from_ne_bytes([e, f, g, h]),
             size: u32::from_ne_bytes([i, j, k, l]),
         }
+    }
+
+    /// A message as bytes, as a front-end sends it that asks for no acknowledgement.
+    pub(crate) fn message(request: FrontendReq, body: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        [&[u32::from(request), 1, size].map(u32::to_ne_bytes).concat(), body].concat()
     }
 
     /// Which message, if it is one of the specification's.
@@ -63,7 +69,7 @@ impl Header {
     }
 
     /// How many bytes the message has that will be read: without those after a header that is refused.
-    fn bytes(self) -> u64 {
+    pub(crate) fn bytes(self) -> u64 {
         let size = usize::try_from(self.size).ok().filter(|size| *size <= MAX_MSG_SIZE);
         Self::BYTES.saturating_add(size.unwrap_or(0)) as u64
     }

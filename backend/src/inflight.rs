@@ -104,7 +104,8 @@ pub struct InflightInfo {
 #[derive(Debug)]
 pub struct InflightMem {
     memory: Arc<GuestMem>,
-    num_queues: u16,
+    /// As the front-end has said.
+    info: InflightInfo,
     /// How many bytes each queue has.
     stride: u64,
 }
@@ -180,7 +181,17 @@ impl InflightMem {
         let size = stride * u64::from(num_queues);
         let region = RegionInfo { guest_addr: 0, size, user_addr: 0, mmap_offset: offset };
         let memory = GuestMem::new(vec![Region::map_watched(region, file, alarm)?])?;
-        Ok(Self { memory: Arc::new(memory), num_queues, stride })
+        Ok(Self { memory: Arc::new(memory), info, stride })
+    }
+
+    /// What the front-end has said of it.
+    pub(crate) fn info(&self) -> InflightInfo {
+        self.info
+    }
+
+    /// The memory as it is mapped.
+    pub(crate) fn region(&self) -> Option<&Region> {
+        self.memory.regions().first()
     }
 
     /// Whether somebody has used it while the driver had the write cache switched off.
@@ -204,7 +215,7 @@ impl InflightMem {
     /// The part of a queue, if it has one.
     #[must_use]
     pub fn queue(&self, index: u16) -> Option<InflightSetup> {
-        (index < self.num_queues).then(|| InflightSetup {
+        (index < self.info.num_queues).then(|| InflightSetup {
             memory: Arc::clone(&self.memory),
             at: self.stride * u64::from(index),
             stride: self.stride,

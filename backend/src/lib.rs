@@ -10,9 +10,10 @@
 //! | [`device`] | a disk with its identity and config | virtio 5.2 |
 //! | [`config`] | the config space and the features | virtio 5.2.3 to 5.2.5 |
 //! | [`server`] | a listening socket and who is connected to it | vhost-user |
-//! | `connection`, `inbox` | who is connected, and what has come from there | vhost-user "message" |
+//! | `connection`, `inbox`, `relay` | who is connected, and what has come from there | vhost-user "message" |
 //! | [`session`] | one connection: messages to state | vhost-user |
 //! | [`rings`] | the rings of a session: set up, started, stopped | vhost-user "ring states" |
+//! | [`handover`] | what a process hands to its successor | |
 //! | [`vring`] | a running split ring | virtio 2.7 |
 //! | [`chain`] | descriptor chain to bio chain: the trust boundary | virtio 5.2.6 |
 //! | [`service`] | one ring being served | |
@@ -33,11 +34,13 @@ pub mod device;
 #[cfg(test)]
 mod doubles;
 pub mod event;
+pub mod handover;
 mod inbox;
 pub mod inflight;
 mod pace;
 pub mod ratelimit;
 pub mod reactor;
+mod relay;
 pub mod rings;
 pub mod server;
 pub mod service;

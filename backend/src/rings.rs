@@ -22,6 +22,8 @@ use crate::service::{ServiceSetup, StartError};
 use crate::vring::{RingSetup, SetupError, check_size, parts};
 use crate::workers::{ServedRing, Workers};
 
+pub(crate) use handover::Standstill;
+
 /// Why a ring is not as the front-end wants it: its mistake, but for the last.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -308,6 +310,11 @@ impl Rings {
         }
     }
 
+    /// Where what is in flight is kept.
+    pub(crate) fn inflight(&self) -> Option<&InflightMem> {
+        self.inflight.as_ref()
+    }
+
     /// The guest's memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMem {
@@ -324,22 +331,24 @@ impl Rings {
 
     /// Stops all rings and waits for their I/O. Returns those that ran.
     pub fn stop_all(&mut self) -> Vec<u32> {
-        let running: Vec<u32> = (0..self.count()).filter(|index| self.is_running(*index)).collect();
-        for index in &running {
-            self.stop(*index).expect("it is one of them");
+        let stopping: Vec<_> = (0_u32..)
+            .zip(&mut self.rings)
+            .filter_map(|(index, ring)| Some((index, ring.served.take()?.begin_to_stop())))
+            .collect();
+        let running = stopping.iter().map(|(index, _)| *index).collect();
+        for (index, stopping) in stopping {
+            let stopped = stopping.wait(|| self.meanwhile.turn());
+            let ring = self.ring(index).expect("it is one of them");
+            (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
         }
         running
     }
 
     /// Stops all rings, changes what they rest on, and starts what is complete. If any ran, the disk stays locked meanwhile.
     fn change(&mut self, change: impl FnOnce(&mut Self)) {
-        let is_running = (0..self.count()).any(|index| self.is_running(index));
-        // A ring has it, so it is not waited for.
-        let lock = is_running.then(|| self.device.disk().lock().acquire(|| ()));
-        let running = self.stop_all();
+        let standstill = self.stand_still();
         change(self);
-        self.start_all(&running);
-        drop(lock);
+        self.go_on(standstill);
     }
 
     /// Starts what is complete. Some have been `running` before.
@@ -377,7 +386,7 @@ impl Rings {
 
     fn stop(&mut self, index: u32) -> Result<(), RingError> {
         if let Some(served) = self.ring(index)?.served.take() {
-            let stopped = served.stop(|| self.meanwhile.turn());
+            let stopped = served.begin_to_stop().wait(|| self.meanwhile.turn());
             let ring = self.ring(index)?;
             (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
         }
@@ -489,5 +498,6 @@ fn event_fd(what: &'static str, index: u32, file: File) -> Result<Arc<File>, Rin
     if is_anonymous && !is_other { Ok(Arc::new(file)) } else { Err(RingError::NotAnEventFd { what, index }) }
 }
 
+mod handover;
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,9 @@ use crate::rings::Meanwhile;
 use crate::session::Session;
 use crate::workers::Workers;
 
+pub use handover::{Adopting, Suspending};
+use handover::{Adoption, Orders};
+
 /// Where front-ends come from.
 #[derive(Debug)]
 pub enum Socket {
@@ -40,9 +43,17 @@ pub enum Socket {
 pub struct Server {
     stop: Arc<Event>,
     ended: Arc<Event>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
-    /// Held back until this says otherwise.
-    gate: Option<Sender<()>>,
+    /// Held back until this says how to begin.
+    gate: Option<Sender<Start>>,
+}
+
+/// How a server begins.
+#[derive(Debug)]
+enum Start {
+    Serve(Socket),
+    Adopt(Box<Adoption>),
 }
 
 impl Server {
@@ -51,25 +62,22 @@ impl Server {
     /// # Errors
     /// When the host has no thread or no event fd.
     pub fn start(name: &str, device: Arc<Device>, workers: Arc<Workers>, socket: Socket) -> io::Result<Self> {
-        let mut server = Self::held_back(name, device, workers, socket)?;
-        server.open();
+        let mut server = Self::held_back(name, device, workers)?;
+        server.open(socket);
         Ok(server)
     }
 
-    /// As [`Server::start`], but nothing is read and nobody accepted before [`Server::open`]: for who has something to do
+    /// As [`Server::start`], but nothing is done before [`Server::open`] or [`Server::adopt`]: for who has something to do
     /// in between that concerns all threads. The thread has begun to run when this returns.
     ///
     /// # Errors
     /// As [`Server::start`].
-    pub fn held_back(
-        name: &str,
-        device: Arc<Device>,
-        workers: Arc<Workers>,
-        socket: Socket,
-    ) -> io::Result<Self> {
+    pub fn held_back(name: &str, device: Arc<Device>, workers: Arc<Workers>) -> io::Result<Self> {
         let (stop, ended) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
-        let (name, log) = (name.to_owned(), Ratelimit::default());
-        let serving = Arc::new(Serving { name, device, workers, stop: Arc::clone(&stop), log });
+        let (name, log, orders) = (name.to_owned(), Ratelimit::default(), Arc::new(Orders::new()?));
+        let serving =
+            Serving { name, device, workers, stop: Arc::clone(&stop), orders: Arc::clone(&orders), log };
+        let serving = Arc::new(serving);
         let end = Ended(Arc::clone(&ended));
         let (gate, opened) = channel();
         let (runs, running) = channel();
@@ -77,23 +85,27 @@ impl Server {
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             let _ = runs.send(());
             // An error: it is stopped before it was opened.
-            if opened.recv().is_ok()
-                && let Err(error) = serving.run(socket)
+            if let Ok(start) = opened.recv()
+                && let Err(error) = serving.run(start)
             {
                 log::error!("{}: cannot be served any more: {error}", serving.name);
             }
             drop(end);
         })?;
-        let server = Self { stop, ended, thread: Some(thread), gate: Some(gate) };
+        let server = Self { stop, ended, orders, thread: Some(thread), gate: Some(gate) };
         running.recv().map_err(|_| io::Error::other("a control thread ended at once"))?;
         Ok(server)
     }
 
     /// Begins to serve.
-    pub fn open(&mut self) {
+    pub fn open(&mut self, socket: Socket) {
+        self.begin(Start::Serve(socket));
+    }
+
+    fn begin(&mut self, start: Start) {
         if let Some(gate) = self.gate.take() {
             // The thread waits for this, and for nothing else.
-            let _ = gate.send(());
+            let _ = gate.send(start);
         }
     }
 
@@ -138,12 +150,15 @@ struct Serving {
     device: Arc<Device>,
     workers: Arc<Workers>,
     stop: Arc<Event>,
+    orders: Arc<Orders>,
     log: Ratelimit,
 }
 
 /// What the control thread has to do.
 enum Todo {
     Stop,
+    /// Stand still.
+    StandStill,
     /// The guest's memory was taken away.
     Close,
     /// See what has come on the connection.
@@ -157,41 +172,75 @@ impl Serving {
     /// could not.
     const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-    fn run(self: &Arc<Self>, socket: Socket) -> io::Result<()> {
-        match socket {
-            Socket::Connected(stream) => self.serve(stream, None).map(|_| ()),
-            Socket::Listener(listener) => {
+    fn run(self: &Arc<Self>, start: Start) -> io::Result<()> {
+        match start {
+            Start::Serve(Socket::Connected(stream)) => {
+                self.serve(self.connect(stream, None)?, None).map(|_| ())
+            }
+            Start::Serve(Socket::Listener(listener)) => {
                 listener.set_nonblocking(true)?;
-                let listener = Arc::new(listener);
-                while let Todo::Accept = self.wait(None, Some(&listener))? {
-                    let Some(stream) = self.accept(&listener)? else { continue };
-                    match self.serve(stream, Some(&listener)) {
-                        Ok(End::Stopped) => break,
-                        Ok(_) => {}
-                        // The host has no fd left, or the like. The listener must not go away for that.
-                        Err(error) => {
-                            self.log(Level::Error, format_args!("cannot serve a front-end: {error}"))
-                        }
-                    }
-                }
-                Ok(())
+                self.serve_next(Some(&Arc::new(listener)))
+            }
+            Start::Adopt(adoption) => self.adopt(*adoption),
+        }
+    }
+
+    /// Serves whoever connects, one after another.
+    fn serve_next(self: &Arc<Self>, listener: Option<&Arc<UnixListener>>) -> io::Result<()> {
+        let Some(listener) = listener else { return Ok(()) };
+        loop {
+            match self.wait(None, Some(listener))? {
+                Todo::Accept => {}
+                Todo::StandStill if !self.stand_still(None, Some(listener)) => continue,
+                _ => return Ok(()),
+            }
+            let Some(stream) = self.accept(listener)? else { continue };
+            let end = self
+                .connect(stream, Some(listener))
+                .and_then(|connection| self.serve(connection, Some(listener)));
+            match end {
+                Ok(End::Stopped | End::HandedOver) => return Ok(()),
+                Ok(_) => {}
+                // The host has no fd left, or the like. The listener must not go away for that.
+                Err(error) => self.log(Level::Error, format_args!("cannot serve a front-end: {error}")),
             }
         }
     }
 
-    /// Serves one connection to its end, and refuses others meanwhile.
-    fn serve(self: &Arc<Self>, stream: UnixStream, listener: Option<&Arc<UnixListener>>) -> io::Result<End> {
+    /// Serves a connection that has begun elsewhere, and then whoever connects.
+    fn serve_on(
+        self: &Arc<Self>,
+        connection: Connection<'_>,
+        listener: Option<&Arc<UnixListener>>,
+    ) -> io::Result<()> {
+        match self.serve(connection, listener)? {
+            End::Stopped | End::HandedOver => Ok(()),
+            _ => self.serve_next(listener),
+        }
+    }
+
+    fn connect(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        listener: Option<&Arc<UnixListener>>,
+    ) -> io::Result<Connection<'_>> {
         let meanwhile = Refusing { serving: Arc::clone(self), listener: listener.cloned() };
         let (device, workers) = (Arc::clone(&self.device), Arc::clone(&self.workers));
         let session = Session::new(&self.name, device, workers, Box::new(meanwhile))?;
         let who = Credentials::of(&stream);
-        let mut connection = Connection::new(stream, session, &self.name, &self.log)?;
+        let connection = Connection::new(stream, session, &self.name, &self.log)?;
         self.log(Level::Info, format_args!("a front-end has connected: {who}"));
+        Ok(connection)
+    }
+
+    /// Serves one connection to its end, and refuses others meanwhile.
+    fn serve(&self, mut connection: Connection<'_>, listener: Option<&Arc<UnixListener>>) -> io::Result<End> {
         let end = self.converse(&mut connection, listener.map(Arc::as_ref));
         drop(connection);
         self.device.config().disconnect();
         let end = end?;
-        let level = if matches!(end, End::Left | End::Stopped) { Level::Info } else { Level::Warn };
+        let is_usual = matches!(end, End::Left | End::Stopped | End::HandedOver);
+        let level = if is_usual { Level::Info } else { Level::Warn };
         self.log(level, format_args!("{}", chain(&end)));
         Ok(end)
     }
@@ -206,6 +255,10 @@ impl Serving {
             match todo {
                 Todo::Stop => return Ok(End::Stopped),
                 Todo::Close => return Ok(End::MemoryLost),
+                Todo::StandStill if self.stand_still(Some(connection), listener) => {
+                    return Ok(End::HandedOver);
+                }
+                Todo::StandStill => continue,
                 Todo::Handle | Todo::Accept => {}
             }
             // Others that come and go all the time must not keep a part of a message from being looked at; and who has left
@@ -217,7 +270,7 @@ impl Serving {
             match todo {
                 Todo::Accept if connection.gives_way() => return Ok(End::GaveWay),
                 Todo::Accept => self.refuse(listener)?,
-                Todo::Stop | Todo::Close | Todo::Handle => {}
+                Todo::Stop | Todo::StandStill | Todo::Close | Todo::Handle => {}
             }
         }
     }
@@ -228,6 +281,7 @@ impl Serving {
         let stream = connection.filter(|_| !is_in_part).map(Connection::stream);
         let sources = [
             Some((self.stop.as_fd(), Todo::Stop)),
+            Some((self.orders.event.as_fd(), Todo::StandStill)),
             connection.map(|connection| (connection.alarm().as_fd(), Todo::Close)),
             stream.map(|stream| (stream.as_fd(), Todo::Handle)),
             listener.map(|listener| (listener.as_fd(), Todo::Accept)),
@@ -312,6 +366,11 @@ impl fmt::Display for Credentials {
     }
 }
 
+impl Server {
+    /// Front-ends that may wait to be accepted or refused.
+    pub const BACKLOG: i32 = 16;
+}
+
 /// Whether there is a message, a part of one, or the end of the connection; or somebody to be accepted.
 fn is_readable(socket: &impl AsFd) -> io::Result<bool> {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
@@ -319,5 +378,6 @@ fn is_readable(socket: &impl AsFd) -> io::Result<bool> {
     Ok(!polled[0].revents().is_empty())
 }
 
+mod handover;
 #[cfg(test)]
 mod tests;

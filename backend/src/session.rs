@@ -98,6 +98,11 @@ pub struct Session {
     has_offered: bool,
     /// The protocol features that the front-end has chosen.
     protocol: VhostUserProtocolFeatures,
+    /// The features that are in force.
+    accepted: Option<u64>,
+    /// What was last said by SET_FEATURES and SET_PROTOCOL_FEATURES, taken or not: the crate goes by that.
+    acked_features: Option<u64>,
+    acked_protocol: Option<u64>,
 }
 
 impl Session {
@@ -116,7 +121,17 @@ impl Session {
     ) -> io::Result<Self> {
         let rings = Rings::new(name, Arc::clone(&device), workers, meanwhile);
         let (alarm, protocol) = (Alarm::new()?, VhostUserProtocolFeatures::empty());
-        Ok(Self { device, rings, alarm, protocol_features: false, has_offered: false, protocol })
+        Ok(Self {
+            device,
+            rings,
+            alarm,
+            protocol_features: false,
+            has_offered: false,
+            protocol,
+            accepted: None,
+            acked_features: None,
+            acked_protocol: None,
+        })
     }
 
     /// What rings when memory of the guest was taken away: then the connection is to be closed.
@@ -157,6 +172,7 @@ impl Session {
             return Err(SessionError::Features { what: "features", bits: unknown });
         }
         self.device.config().accept(features);
+        self.accepted = Some(features);
         self.rings.set_features(features);
         self.protocol_features = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0;
         if !self.protocol_features {
@@ -215,6 +231,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn reset_device(&mut self) -> Result<()> {
         self.rings.reset();
+        self.accepted = None;
         self.device.config().reset();
         Ok(())
     }
@@ -225,6 +242,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
+        self.acked_features = Some(features);
         Ok(self.try_set_features(features)?)
     }
 
@@ -284,6 +302,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         // Also when others of them are refused: the crate takes them all.
         self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        self.acked_protocol = Some(features);
         let unknown = features & !Device::PROTOCOL_FEATURES.bits();
         if unknown != 0 {
             return Err(SessionError::Features { what: "protocol features", bits: unknown }.into());
@@ -382,5 +401,6 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 }
 
+mod handover;
 #[cfg(test)]
 mod tests;

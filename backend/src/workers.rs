@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -194,24 +194,18 @@ pub struct ServedRing {
 }
 
 impl ServedRing {
-    /// How often something else is done while a ring stops. Longer than most disks take to answer: who comes back at once is
-    /// not refused for that.
-    const MEANWHILE: Duration = Duration::from_millis(80);
-
-    /// Serves the ring no more. Waits until all of its requests are answered; then neither memory nor fds of the guest are
-    /// touched any more. A disk may let it wait for long: now and then `meanwhile` is called.
+    /// Serves the ring no more, and waits for that.
     #[must_use]
-    pub fn stop(self, mut meanwhile: impl FnMut()) -> Stopped {
+    pub fn stop(self, meanwhile: impl FnMut()) -> Stopped {
+        self.begin_to_stop().wait(meanwhile)
+    }
+
+    /// Takes no more of the ring's requests, and does not wait: many rings stop together in the time of the slowest.
+    #[must_use]
+    pub fn begin_to_stop(self) -> Stopping {
         let (reply, answer) = channel();
         self.mailbox.send(Command::Stop(self.id, reply));
-        loop {
-            match answer.recv_timeout(Self::MEANWHILE) {
-                Ok(stopped) => return stopped,
-                Err(RecvTimeoutError::Timeout) => meanwhile(),
-                // Workers live as long as there are rings.
-                Err(RecvTimeoutError::Disconnected) => return Stopped::default(),
-            }
-        }
+        Stopping(answer)
     }
 
     /// Calls the driver by `call` from now on, and once at once. Waits until the old fd is not used any more.
@@ -219,6 +213,30 @@ impl ServedRing {
         let (reply, answer) = channel();
         self.mailbox.send(Command::SetCall(self.id, call, reply));
         let _ = answer.recv();
+    }
+}
+
+/// A ring that stops.
+#[derive(Debug)]
+pub struct Stopping(Receiver<Stopped>);
+
+impl Stopping {
+    /// How often something else is done while a ring stops. Longer than most disks take to answer: who comes back at once is
+    /// not refused for that.
+    const MEANWHILE: Duration = Duration::from_millis(80);
+
+    /// Waits until all of the ring's requests are answered; then neither memory nor fds of the guest are touched any more. A
+    /// disk may let it wait for long: now and then `meanwhile` is called.
+    #[must_use]
+    pub fn wait(self, mut meanwhile: impl FnMut()) -> Stopped {
+        loop {
+            match self.0.recv_timeout(Self::MEANWHILE) {
+                Ok(stopped) => return stopped,
+                Err(RecvTimeoutError::Timeout) => meanwhile(),
+                // Workers live as long as there are rings.
+                Err(RecvTimeoutError::Disconnected) => return Stopped::default(),
+            }
+        }
     }
 }
 

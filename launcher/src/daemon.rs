@@ -90,9 +90,11 @@ impl<'a> OpenedDisks<'a> {
         let confined = sandbox::confine(sandbox, identity, &directories)?;
         signals.follow().context("cannot follow signals")?;
         let workers = workers.start().context("cannot start threads for the queues")?;
-        let mut servers = hold_back(sockets, &workers)?;
+        let (mut servers, sockets) = hold_back(sockets, &workers)?;
         confined.seal()?;
-        servers.iter_mut().for_each(|serving| serving.server.open());
+        for (serving, socket) in servers.iter_mut().zip(sockets) {
+            serving.server.open(socket);
+        }
         Ok(Daemon { files, servers })
     }
 }
@@ -157,17 +159,21 @@ impl Needs {
 }
 
 /// A thread for each disk, which waits until it may serve.
-fn hold_back(sockets: Vec<(&PlannedDisk, Device, Socket)>, workers: &Arc<Workers>) -> Result<Vec<Serving>> {
-    let mut servers = Vec::new();
+fn hold_back(
+    sockets: Vec<(&PlannedDisk, Device, Socket)>,
+    workers: &Arc<Workers>,
+) -> Result<(Vec<Serving>, Vec<Socket>)> {
+    let (mut servers, mut rest) = (Vec::new(), Vec::new());
     for (planned, device, socket) in sockets {
         announce(planned, &device);
         let name = planned.endpoint.to_string();
         let is_connection = matches!(socket, Socket::Connected(_));
-        let server = Server::held_back(&name, Arc::new(device), Arc::clone(workers), socket)
+        let server = Server::held_back(&name, Arc::new(device), Arc::clone(workers))
             .with_context(|| format!("{}: cannot start a thread", planned.at_endpoint()))?;
         servers.push(Serving { server, name, is_connection });
+        rest.push(socket);
     }
-    Ok(servers)
+    Ok((servers, rest))
 }
 
 impl Daemon {

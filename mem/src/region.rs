@@ -123,6 +123,12 @@ impl Region {
         self.watch.as_ref().map(|watch| watch.alarm())
     }
 
+    /// The file behind it, and where in that it begins.
+    #[must_use]
+    pub fn file(&self) -> Option<(&File, u64)> {
+        self.map.file_offset().map(|offset| (offset.file(), offset.start()))
+    }
+
     /// A region that vm-memory has mapped already. Its user addresses are its guest addresses.
     #[must_use]
     pub fn from_mapped(region: &GuestRegionMmap) -> Self {

@@ -14,6 +14,8 @@ use crate::doubles::driver::{Driver, PATIENCE, event_fd, eventually, take_events
 use crate::doubles::front_end::*;
 use crate::doubles::guest_ram::GuestRam;
 
+mod handover;
+
 const RAM: std::ops::Range<u64> = 0x1_0000..0x11_0000;
 
 /// A served disk with two queues.
@@ -394,18 +396,18 @@ fn a_server_that_is_held_back_reads_nothing_before_it_is_opened_and_can_be_stopp
     let held_back = || {
         let (front, theirs) = UnixStream::pair().unwrap();
         let workers = Workers::start(1).unwrap();
-        let socket = Socket::Connected(theirs);
-        (FrontEnd::new(front), Server::held_back("test", disk.device(1), workers, socket).unwrap())
+        let server = Server::held_back("test", disk.device(1), workers).unwrap();
+        (FrontEnd::new(front), server, Socket::Connected(theirs))
     };
-    let (front, mut server) = held_back();
+    let (front, mut server, socket) = held_back();
     let features = std::thread::scope(|scope| {
         let asking = scope.spawn(|| front.ask(GET_FEATURES, &[]));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!asking.is_finished(), "it was answered");
-        server.open();
+        server.open(socket);
         asking.join().unwrap()
     });
     assert_eq!(features.len(), 8);
-    let (_front, server) = held_back();
+    let (_front, server, _socket) = held_back();
     server.stop();
 }

@@ -7,11 +7,14 @@
 //!
 //! It is held while a ring is served, and no longer: a disk that nobody uses can be worked on, and when a guest moves to
 //! another daemon, that one gets the lock when this one has stopped.
+//!
+//! To a successor on the same host it is handed over without a gap: it becomes one that is shared, the successor takes it too,
+//! and when this process has let go, the successor makes it exclusive again. Who wants it alone gets it at no time in between.
 #![expect(unsafe_code, reason = "open file description locks are in no library that the project has")]
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::Backing;
@@ -51,18 +54,27 @@ pub struct ImageLock {
     /// None where there is nothing to lock.
     backing: Option<Arc<Backing>>,
     locking: Locking,
-    /// How many queues have it.
-    holders: Mutex<usize>,
+    hold: Mutex<Hold>,
+}
+
+/// Who has it.
+#[derive(Debug, Default)]
+struct Hold {
+    /// How many queues.
+    holders: usize,
+    /// It is being handed over, so shared for the moment.
+    between: bool,
 }
 
 impl ImageLock {
     /// How long a holder may take to let go: what a process that has died has left in the kernel may take its time.
     pub const PATIENCE: Duration = Duration::from_secs(10);
-    /// How soon it is tried again.
-    const RETRY: Duration = Duration::from_millis(2);
+    /// How soon it is tried again at first, and at last.
+    const RETRY: Duration = Duration::from_micros(100);
+    const RETRY_MAX: Duration = Duration::from_millis(2);
 
     pub(super) fn new(backing: Option<Arc<Backing>>, locking: Locking) -> Arc<Self> {
-        Arc::new(Self { backing, locking, holders: Mutex::new(0) })
+        Arc::new(Self { backing, locking, hold: Mutex::default() })
     }
 
     /// Takes the lock for a queue, and waits for whoever has it; now and then `meanwhile` is called.
@@ -71,7 +83,7 @@ impl ImageLock {
     /// [`LockError`] when it is not let go of in time, or cannot be had at all.
     pub fn acquire(self: &Arc<Self>, mut meanwhile: impl FnMut()) -> Result<LockGuard, LockError> {
         let begun = Instant::now();
-        let mut waited = Duration::ZERO;
+        let (mut waited, mut pause) = (Duration::ZERO, Self::RETRY);
         loop {
             if self.try_acquire().map_err(LockError::Impossible)? {
                 if !waited.is_zero() {
@@ -85,27 +97,63 @@ impl ImageLock {
             if waited > Self::PATIENCE {
                 return Err(LockError::Held { waited });
             }
-            std::thread::sleep(Self::RETRY);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Self::RETRY_MAX);
             meanwhile();
         }
     }
 
+    /// Lets a successor take the lock too, if it is held. It is exclusive again when it is acquired the next time, by whoever is
+    /// left with it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn offer(&self) -> io::Result<()> {
+        let mut hold = self.hold();
+        if hold.holders > 0 && self.locking == Locking::Exclusive && self.set(libc::F_RDLCK)? {
+            hold.between = true;
+        }
+        Ok(())
+    }
+
+    /// Takes the lock together with the process that has offered it. Nothing may be written before it is acquired.
+    ///
+    /// # Errors
+    /// [`LockError`] when it was not offered, or cannot be had at all.
+    pub fn take_over(self: &Arc<Self>) -> Result<LockGuard, LockError> {
+        let mut hold = self.hold();
+        let is_first = hold.holders == 0 && self.locking != Locking::Off;
+        if is_first && !self.set(libc::F_RDLCK).map_err(LockError::Impossible)? {
+            return Err(LockError::Held { waited: Duration::ZERO });
+        }
+        hold.between |= is_first && self.locking == Locking::Exclusive;
+        hold.holders += 1;
+        drop(hold);
+        Ok(LockGuard(Arc::clone(self)))
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn try_acquire(&self) -> io::Result<bool> {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hold = self.hold();
         let kind = match self.locking {
             Locking::Exclusive => libc::F_WRLCK,
             Locking::Shared => libc::F_RDLCK,
             Locking::Off => libc::F_UNLCK,
         };
-        let is_there = *holders > 0 || self.locking == Locking::Off || self.set(kind)?;
-        *holders += usize::from(is_there);
+        let has_it = hold.holders > 0 && !hold.between;
+        let is_there = has_it || self.locking == Locking::Off || self.set(kind)?;
+        hold.between &= !is_there;
+        hold.holders += usize::from(is_there);
         Ok(is_there)
     }
 
     fn release(&self) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        *holders -= 1;
-        if *holders == 0
+        let mut hold = self.hold();
+        hold.holders -= 1;
+        if hold.holders == 0
             && self.locking != Locking::Off
             && let Err(error) = self.set(libc::F_UNLCK)
         {
@@ -195,6 +243,38 @@ mod tests {
             }
         });
         assert!(other.is_ok() && turns >= 5);
+    }
+
+    #[test]
+    fn it_is_handed_over_without_a_gap() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let [old, new, other] = [(); 3].map(|()| lock(&file, Locking::Exclusive));
+        let guard = old.acquire(|| ()).expect("nobody has it");
+        assert!(matches!(new.take_over(), Err(LockError::Held { .. })), "it is not offered");
+        old.offer().expect("a file that can be locked");
+        assert!(!can_have(&other));
+        let taken = new.take_over().expect("it is offered");
+        assert!(!can_have(&other) && !can_have(&new), "both have it");
+        drop(guard);
+        assert!(!can_have(&other));
+        let acquired = new.acquire(|| ()).expect("the old one has let go");
+        drop(taken);
+        assert!(!can_have(&lock(&file, Locking::Shared)), "it is exclusive again");
+        drop(acquired);
+        assert!(can_have(&other));
+    }
+
+    #[test]
+    fn who_has_offered_it_in_vain_has_it_alone_again() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let (old, new) = (lock(&file, Locking::Exclusive), lock(&file, Locking::Exclusive));
+        let guard = old.acquire(|| ()).expect("nobody has it");
+        old.offer().expect("a file that can be locked");
+        drop(new.take_over().expect("it is offered"));
+        let again = old.acquire(|| ()).expect("the other one has let go");
+        drop(guard);
+        assert!(!can_have(&lock(&file, Locking::Shared)));
+        drop(again);
     }
 
     #[test]

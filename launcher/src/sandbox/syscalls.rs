@@ -67,6 +67,10 @@ fn io() -> Vec<Call> {
 fn fds() -> Vec<Call> {
     vec![
         Always(libc::SYS_accept4),
+        // Once more, on a socket that was handed over: who connects is told who serves.
+        Always(libc::SYS_listen),
+        // Between a connection and the crate that reads its messages.
+        If(libc::SYS_socketpair, 0, vec![number(libc::AF_UNIX)]),
         Always(libc::SYS_recvmsg),
         Always(libc::SYS_recvfrom),
         Always(libc::SYS_sendmsg),
