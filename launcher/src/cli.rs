@@ -11,6 +11,8 @@ use crate::disk_args::{DiskSpec, parse_size};
 use crate::doctor::DoctorArgs;
 use crate::run::RunArgs;
 use crate::sandbox::SandboxArgs;
+use crate::upgrade::command::UpgradeArgs;
+use crate::upgrade::starter::StarterArgs;
 use crate::worker_args::WorkerArgs;
 
 const ABOUT: &str = "Serves raw files and block devices as disks to virtual machines over vhost-user sockets";
@@ -113,6 +115,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Bench(Box<BenchArgs>),
     Doctor(DoctorArgs),
+    Upgrade(UpgradeArgs),
+    /// What a daemon uses to start the next one
+    #[command(hide = true)]
+    Starter(StarterArgs),
 }
 
 /// Serve several disks in one process

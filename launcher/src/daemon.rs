@@ -8,6 +8,7 @@
 //! In between is the sandbox: what it refuses comes before it, files, sockets and io_urings; then this thread, still the only
 //! one, is confined; the others are made; all are sealed together; and only then is a front-end listened to.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZero;
 use std::os::fd::AsFd;
@@ -29,6 +30,10 @@ use crate::plan::{Endpoint, Plan, PlannedDisk, UsageError};
 use crate::sandbox::{self, Identity, limits};
 use crate::signals::{StopSignals, Wake};
 use crate::socket::{self, SocketAccess, SocketFile};
+use crate::upgrade::UpgradeError;
+use crate::upgrade::predecessor::{self, Successor};
+use crate::upgrade::starter::Starter;
+use crate::upgrade::successor::Predecessor;
 use crate::worker_args::WorkerArgs;
 
 /// All disks of a plan, being served. Dropping it stops it, as [`Daemon::stop`] does.
@@ -41,8 +46,19 @@ pub(crate) struct Daemon {
 struct Serving {
     server: Server,
     name: String,
+    /// The same disk's name in the next daemon, wherever that starts from.
+    identity: String,
     /// Whether it ends with its front-end, and otherwise not.
     is_connection: bool,
+}
+
+/// Why a daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It was asked to, or nobody is left to be served.
+    Stop,
+    /// Another one is to go on.
+    Upgrade,
 }
 
 /// Why disks cannot be served: all reasons at once, each with what it is about.
@@ -53,6 +69,8 @@ pub(crate) struct StartError(pub(crate) Vec<String>);
 enum Place<'a> {
     ToBind(&'a Path),
     Inherited(InheritedSocket),
+    /// Of a daemon that hands over: the file, if it has one.
+    HandedOver(Option<&'a Path>),
 }
 
 /// The disks of a plan, opened, with nothing else touched.
@@ -60,21 +78,25 @@ pub(crate) struct OpenedDisks<'a> {
     plan: &'a Plan,
     cpus: usize,
     disks: Vec<(Device, Place<'a>)>,
+    predecessor: Option<Predecessor>,
 }
 
 impl<'a> OpenedDisks<'a> {
-    /// Opens all disks of a plan, or none.
-    pub(crate) fn open(plan: &'a Plan) -> Result<Self> {
+    /// Opens all disks of a plan, or none. Those that a predecessor serves are taken over from it later.
+    pub(crate) fn open(plan: &'a Plan, predecessor: Option<Predecessor>) -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let budget = daemon_budget(plan, cpus)?;
-        let disks = each(&plan.disks, |planned| prepare(planned, cpus, &budget))?;
-        Ok(Self { plan, cpus, disks })
+        if let Some(predecessor) = &predecessor {
+            predecessor.check_all_are_in(&plan.disks.iter().map(identity).collect::<Vec<_>>())?;
+        }
+        let disks = each(&plan.disks, |planned| prepare(planned, cpus, &budget, predecessor.as_ref()))?;
+        Ok(Self { plan, cpus, disks, predecessor })
     }
 
     /// Serves them, or none, and follows `signals`. In a sandbox if the plan has one: that must be the process's only
     /// thread.
     pub(crate) fn serve(self, signals: &mut StopSignals) -> Result<Daemon> {
-        let Self { plan, cpus, disks } = self;
+        let Self { plan, cpus, disks, predecessor } = self;
         let sandbox = &plan.sandbox;
         let identity = sandbox.identity().map_err(|why| UsageError(vec![why]))?;
         let needs = Needs::of(&disks, &plan.workers, cpus);
@@ -92,8 +114,13 @@ impl<'a> OpenedDisks<'a> {
         let workers = workers.start().context("cannot start threads for the queues")?;
         let (mut servers, sockets) = hold_back(sockets, &workers)?;
         confined.seal()?;
+        if let Some(predecessor) = predecessor {
+            take_over(predecessor, &mut servers)?;
+        }
         for (serving, socket) in servers.iter_mut().zip(sockets) {
-            serving.server.open(socket);
+            if let Some(socket) = socket {
+                serving.server.open(socket);
+            }
         }
         Ok(Daemon { files, servers })
     }
@@ -103,7 +130,7 @@ impl<'a> OpenedDisks<'a> {
 struct Places<'a> {
     // Dropped in this order, if one cannot be made.
     files: Vec<SocketFile>,
-    sockets: Vec<(&'a PlannedDisk, Device, Socket)>,
+    sockets: Vec<(&'a PlannedDisk, Device, Option<Socket>)>,
 }
 
 impl<'a> Places<'a> {
@@ -131,9 +158,9 @@ impl Needs {
     /// Open files beside those of disks and queues: the log, signals, and some to spare.
     const FILES: usize = 128;
     /// For each disk: the file, the socket, a connection, events, and the memory of a front-end, 509 regions and those of
-    /// a message on its way.
-    const FILES_PER_DISK: usize = 640;
-    /// For each queue: kick, call and err, and their successors.
+    /// a message on its way; and as many regions again for the next daemon.
+    const FILES_PER_DISK: usize = 1152;
+    /// For each queue: kick, call and err, and their successors, or those for the next daemon.
     const FILES_PER_QUEUE: usize = 6;
     /// For each worker: its ring and its mailbox.
     const FILES_PER_WORKER: usize = 4;
@@ -160,48 +187,88 @@ impl Needs {
 
 /// A thread for each disk, which waits until it may serve.
 fn hold_back(
-    sockets: Vec<(&PlannedDisk, Device, Socket)>,
+    sockets: Vec<(&PlannedDisk, Device, Option<Socket>)>,
     workers: &Arc<Workers>,
-) -> Result<(Vec<Serving>, Vec<Socket>)> {
+) -> Result<(Vec<Serving>, Vec<Option<Socket>>)> {
     let (mut servers, mut rest) = (Vec::new(), Vec::new());
     for (planned, device, socket) in sockets {
         announce(planned, &device);
         let name = planned.endpoint.to_string();
-        let is_connection = matches!(socket, Socket::Connected(_));
+        let is_connection = matches!(socket, Some(Socket::Connected(_)));
         let server = Server::held_back(&name, Arc::new(device), Arc::clone(workers))
             .with_context(|| format!("{}: cannot start a thread", planned.at_endpoint()))?;
-        servers.push(Serving { server, name, is_connection });
+        servers.push(Serving { server, name, identity: identity(planned), is_connection });
         rest.push(socket);
     }
     Ok((servers, rest))
 }
 
+/// Goes on with what a daemon hands over.
+fn take_over(predecessor: Predecessor, servers: &mut [Serving]) -> Result<(), UpgradeError> {
+    let mut by_name: BTreeMap<_, _> = servers
+        .iter_mut()
+        .filter(|serving| predecessor.serves(&serving.identity))
+        .map(|serving| (serving.identity.clone(), &mut serving.server))
+        .collect();
+    let connections = predecessor.take_over(&mut by_name)?;
+    for serving in servers {
+        serving.is_connection |= connections.contains(&serving.identity);
+    }
+    Ok(())
+}
+
+/// A name that a disk has in any daemon.
+fn identity(planned: &PlannedDisk) -> String {
+    planned.endpoint.identity().to_string()
+}
+
 impl Daemon {
     /// Serves a plan, or nothing of it.
     pub(crate) fn start(plan: &Plan, signals: &mut StopSignals) -> Result<Self> {
-        OpenedDisks::open(plan)?.serve(signals)
+        OpenedDisks::open(plan, None)?.serve(signals)
     }
 
     /// Returns when a signal asks for the end, or when nobody is left to be served: every disk was on a connection,
     /// and all of these were closed. An error: the last disk can be served no more, or a wait failed.
-    pub(crate) fn wait(&mut self, signals: &StopSignals) -> Result<()> {
+    pub(crate) fn wait(&mut self, signals: &StopSignals) -> Result<Ending> {
         loop {
             let ended: Vec<_> = self.servers.iter().map(|serving| serving.server.ended().as_fd()).collect();
             let index = match signals.wait(&ended).context("cannot wait for the end")? {
                 Wake::Stop => {
                     log::info!("a signal asks for the end");
-                    return Ok(());
+                    return Ok(Ending::Stop);
+                }
+                Wake::Upgrade => {
+                    log::info!("a signal asks for an upgrade");
+                    return Ok(Ending::Upgrade);
                 }
                 Wake::Ready(index) => index,
             };
-            let Serving { server, name, is_connection } = self.servers.remove(index);
+            let Serving { server, name, is_connection, .. } = self.servers.remove(index);
             server.stop();
             match (self.servers.is_empty(), is_connection) {
-                (true, true) => return Ok(()),
+                (true, true) => return Ok(Ending::Stop),
                 (true, false) => bail!("{name}: can be served no more, and was the last disk"),
                 (false, _) => log::info!("{} more disks are served", self.servers.len()),
             }
         }
+    }
+
+    /// Has another daemon take everything over. An error: this one goes on.
+    pub(crate) fn hand_over(&self, starter: &Starter) -> Result<Successor, UpgradeError> {
+        let servers: Vec<_> =
+            self.servers.iter().map(|serving| (serving.identity.as_str(), &serving.server)).collect();
+        predecessor::hand_over(starter, &servers)
+    }
+
+    /// Ends it, and leaves everything to the one that has taken over.
+    pub(crate) fn leave_to(self, successor: Successor) {
+        let Self { files, servers } = self;
+        let (pid, since) = (successor.pid, successor.since);
+        successor.let_go();
+        files.into_iter().for_each(SocketFile::leave);
+        drop(servers);
+        log::info!("handed over to process {pid}; nobody has served for {:?}", since.elapsed());
     }
 
     /// Ends it: no I/O is in flight when this returns.
@@ -242,9 +309,10 @@ fn prepare<'a>(
     planned: &'a PlannedDisk,
     cpus: usize,
     budget: &Arc<Budget>,
+    predecessor: Option<&Predecessor>,
 ) -> Result<(Device, Place<'a>), Vec<String>> {
     let device = open(planned, cpus, budget).map_err(|why| format!("{}: {why:#}", planned.about_medium()));
-    let place = look_at(&planned.endpoint).map_err(|why| format!("{}: {why:#}", planned.at_endpoint()));
+    let place = look_at(planned, predecessor).map_err(|why| format!("{}: {why:#}", planned.at_endpoint()));
     match (device, place) {
         (Ok(device), Ok(place)) => Ok((device, place)),
         (device, place) => Err([device.err(), place.err()].into_iter().flatten().collect()),
@@ -306,8 +374,11 @@ fn daemon_budget(plan: &Plan, cpus: usize) -> Result<Arc<Budget>, StartError> {
     Ok(Budget::new("daemon's memory", limit))
 }
 
-fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {
-    match endpoint {
+fn look_at<'a>(planned: &'a PlannedDisk, predecessor: Option<&Predecessor>) -> Result<Place<'a>> {
+    let is_handed_over = predecessor.is_some_and(|predecessor| predecessor.serves(&identity(planned)));
+    match &planned.endpoint {
+        Endpoint::Path(path) if is_handed_over => Ok(Place::HandedOver(Some(path))),
+        Endpoint::Inherited(_) if is_handed_over => Ok(Place::HandedOver(None)),
         Endpoint::Path(path) => {
             socket::check(path)?;
             Ok(Place::ToBind(path))
@@ -316,14 +387,16 @@ fn look_at(endpoint: &Endpoint) -> Result<Place<'_>> {
     }
 }
 
-fn make(place: Place<'_>, access: &SocketAccess) -> Result<(Socket, Option<SocketFile>)> {
+fn make(place: Place<'_>, access: &SocketAccess) -> Result<(Option<Socket>, Option<SocketFile>)> {
     Ok(match place {
         Place::ToBind(path) => {
             let (listener, file) = socket::listen_at(path, access)?;
-            (Socket::Listener(listener), Some(file))
+            (Some(Socket::Listener(listener)), Some(file))
         }
-        Place::Inherited(InheritedSocket::Listening(listener)) => (Socket::Listener(listener), None),
-        Place::Inherited(InheritedSocket::Connected(stream)) => (Socket::Connected(stream), None),
+        Place::Inherited(InheritedSocket::Listening(listener)) => (Some(Socket::Listener(listener)), None),
+        Place::Inherited(InheritedSocket::Connected(stream)) => (Some(Socket::Connected(stream)), None),
+        // Somebody may have removed the file, which is no reason not to go on with who is connected.
+        Place::HandedOver(path) => (None, path.and_then(|path| SocketFile::handed_over(path).ok())),
     })
 }
 

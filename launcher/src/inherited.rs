@@ -13,6 +13,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::upgrade::successor::{ACTIVATED, HANDOVER};
+
 /// The first descriptor that socket activation passes.
 const ACTIVATED_FIRST: RawFd = 3;
 
@@ -61,7 +63,8 @@ impl InheritedSocket {
     }
 }
 
-fn duplicate(number: RawFd) -> Result<OwnedFd, InheritedError> {
+/// A duplicate of the descriptor with this number.
+pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd, InheritedError> {
     let (here, there) = UnixStream::pair()?;
     here.send_with_fd(&[0_u8][..], number).map_err(|error| match error.errno() {
         errno if errno == rustix::io::Errno::BADF.raw_os_error() => InheritedError::NotOpen,
@@ -75,9 +78,18 @@ fn duplicate(number: RawFd) -> Result<OwnedFd, InheritedError> {
     Ok(fd)
 }
 
-/// The descriptors that systemd passed to this process, by its environment.
+/// The descriptors that systemd passed to this process, by its environment; to one that takes over from another, the numbers
+/// that they had there.
 pub(crate) fn activated() -> Vec<RawFd> {
-    activated_by(|name| std::env::var(name).ok(), std::process::id())
+    let variable = |name: &str| std::env::var(name).ok();
+    match (variable(HANDOVER), variable(ACTIVATED)) {
+        (Some(_), Some(count)) => numbers(count.parse().unwrap_or(0)),
+        _ => activated_by(variable, std::process::id()),
+    }
+}
+
+fn numbers(count: RawFd) -> Vec<RawFd> {
+    (ACTIVATED_FIRST..ACTIVATED_FIRST + count.clamp(0, RawFd::from(u16::MAX))).collect()
 }
 
 fn activated_by(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawFd> {
@@ -85,8 +97,7 @@ fn activated_by(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawF
     if number::<u32>(variable("LISTEN_PID")) != Some(pid) {
         return Vec::new();
     }
-    let count = number::<RawFd>(variable("LISTEN_FDS")).unwrap_or(0).clamp(0, RawFd::from(u16::MAX));
-    (ACTIVATED_FIRST..ACTIVATED_FIRST + count).collect()
+    numbers(number(variable("LISTEN_FDS")).unwrap_or(0))
 }
 
 fn number<N: FromStr>(text: Option<String>) -> Option<N> {

@@ -4,7 +4,7 @@
 //! A map of the launcher. `cli` is the command line; `disk_args` one disk's options, wherever they are written;
 //! `worker_args` the options of the threads, `accounts` users and groups; `config` the configuration file; `plan`
 //! all disks, checked as a whole. `daemon` serves a plan on sockets made by `socket` or `inherited` from whoever
-//! started us, in a `sandbox`, until `signals` ask for the end. `run` adds a virtual machine, `bench` measures,
+//! started us, in a `sandbox`, until `signals` ask for the end, or for an `upgrade`. `run` adds a virtual machine, `bench` measures,
 //! `doctor` tries the sandbox out. `capabilities` is for management tools, `logging` for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
@@ -34,12 +34,15 @@ mod signals;
 mod socket;
 #[doc(hidden)]
 pub mod trial;
+mod upgrade;
 mod worker_args;
 
 use cli::{Cli, Command, ServeArgs};
-use daemon::{OpenedDisks, StartError};
+use daemon::{Ending, OpenedDisks, StartError};
 use plan::{Origin, Plan, UsageError};
 use signals::StopSignals;
+use upgrade::starter::{self, Starter};
+use upgrade::successor::Predecessor;
 
 /// The exit code for what did not work.
 const FAILED: u8 = 1;
@@ -75,6 +78,11 @@ fn start(cli: Cli) -> Result<u8> {
             logging::start("error");
             doctor::run(&doctor)
         }
+        Some(Command::Upgrade(upgrade)) => {
+            logging::start("warn");
+            upgrade::command::run(&upgrade)
+        }
+        Some(Command::Starter(args)) => starter::run(&args),
         Some(Command::Serve(serve)) => {
             logging::start("info");
             serve_until_stopped(&plan_of(&serve)?)
@@ -88,13 +96,29 @@ fn start(cli: Cli) -> Result<u8> {
 }
 
 fn serve_until_stopped(plan: &Plan) -> Result<u8> {
+    let predecessor = Predecessor::from_environment()?;
     // Opening a disk may take its time, and leaves nothing behind: until then a signal just ends the process.
-    let disks = OpenedDisks::open(plan)?;
+    let disks = OpenedDisks::open(plan, predecessor)?;
     sigbus::survive().context("cannot take over SIGBUS")?;
     let mut signals = StopSignals::catch().context("cannot take over signals")?;
+    signals.catch_upgrades().context("cannot take over SIGUSR2")?;
+    let starter = Starter::launch();
+    if let Err(error) = &starter {
+        log::warn!("no upgrade will be possible, no program can be started: {error}");
+    }
     let mut daemon = disks.serve(&mut signals)?;
-    daemon.wait(&signals)?;
-    daemon.stop();
+    loop {
+        match daemon.wait(&signals)? {
+            Ending::Stop => break daemon.stop(),
+            Ending::Upgrade => match starter.as_ref().map(|starter| daemon.hand_over(starter)) {
+                Ok(Ok(successor)) => break daemon.leave_to(successor),
+                Ok(Err(error)) => log::error!("no upgrade, the disks are served as before: {error}"),
+                Err(error) => log::error!("no upgrade, no program can be started: {error}"),
+            },
+        }
+        // Whoever has asked again meanwhile has got the same answer.
+        signals.forget_upgrades();
+    }
     Ok(0)
 }
 

@@ -1,4 +1,4 @@
-//! The wish to end: SIGTERM and SIGINT as a descriptor that becomes readable.
+//! The wish to end, SIGTERM and SIGINT, and the wish for an upgrade, SIGUSR2, as descriptors that become readable.
 //!
 //! The first signal asks for a clean end. One that follows later ends the process at once with exit code 1: a disk that
 //! hangs must not keep anyone from ending the daemon. Later is a second, because one wish can arrive as two signals
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::{flag, low_level};
 
 /// For so long after a signal, others say the same.
@@ -25,6 +25,8 @@ const SAME_WISH: Duration = Duration::from_secs(1);
 pub(crate) enum Wake {
     /// A signal asks for the end.
     Stop,
+    /// A signal asks for an upgrade.
+    Upgrade,
     /// The other descriptor of this index is readable.
     Ready(usize),
 }
@@ -33,6 +35,8 @@ pub(crate) enum Wake {
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     arrived: UnixStream,
+    /// Readable when SIGUSR2 has come, if that is followed.
+    upgrade: Option<UnixStream>,
     /// What the thread needs that follows them, until it has been started.
     follower: Option<Follower>,
 }
@@ -61,7 +65,16 @@ impl StopSignals {
             flag::register_conditional_shutdown(signal, 1, Arc::clone(&impatient))?;
             low_level::pipe::register(signal, handler.try_clone()?)?;
         }
-        Ok(Self { arrived, follower: Some(Follower { handled, announcer, impatient }) })
+        Ok(Self { arrived, upgrade: None, follower: Some(Follower { handled, announcer, impatient }) })
+    }
+
+    /// Takes over SIGUSR2, too.
+    pub(crate) fn catch_upgrades(&mut self) -> io::Result<()> {
+        let (arrived, handler) = UnixStream::pair()?;
+        arrived.set_nonblocking(true)?;
+        low_level::pipe::register(SIGUSR2, handler)?;
+        self.upgrade = Some(arrived);
+        Ok(())
     }
 
     /// Starts the thread that follows the signals, unless it has been started; it has begun to run when this returns.
@@ -79,11 +92,10 @@ impl StopSignals {
 
     /// Waits for a signal, or for one of `others` to become readable.
     pub(crate) fn wait(&self, others: &[BorrowedFd<'_>]) -> io::Result<Wake> {
-        let mut fds: Vec<_> = [self.arrived.as_fd()]
-            .iter()
-            .chain(others)
-            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-            .collect();
+        let upgrade = self.upgrade.as_ref().map_or(self.arrived.as_fd(), AsFd::as_fd);
+        let own = [self.arrived.as_fd(), upgrade];
+        let mut fds: Vec<_> =
+            own.iter().chain(others).map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         loop {
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => {}
@@ -91,9 +103,22 @@ impl StopSignals {
                 Ok(_) => match fds.iter().position(|fd| !fd.revents().is_empty()) {
                     None => {}
                     Some(0) => return Ok(Wake::Stop),
-                    Some(position) => return Ok(Wake::Ready(position - 1)),
+                    Some(1) => {
+                        self.forget_upgrades();
+                        return Ok(Wake::Upgrade);
+                    }
+                    Some(position) => return Ok(Wake::Ready(position - own.len())),
                 },
             }
+        }
+    }
+}
+
+impl StopSignals {
+    /// What has been asked for so far is answered.
+    pub(crate) fn forget_upgrades(&self) {
+        if let Some(mut upgrade) = self.upgrade.as_ref() {
+            while matches!(upgrade.read(&mut [0; 64]), Ok(1..)) {}
         }
     }
 }

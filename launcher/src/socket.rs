@@ -31,14 +31,14 @@ use rustix::net::{
 };
 use rustix::process::{Gid, Uid};
 
+use sluice_backend::server::Server;
+
 mod access;
 
 pub(crate) use access::{SocketAccess, SocketMode};
 
 /// The longest path that fits a socket address: 108 bytes with the NUL (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
-/// Front-ends that may wait to be accepted or refused.
-const BACKLOG: i32 = 16;
 /// How long another daemon may take to bind its sockets in the same directory: that is a matter of microseconds.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(10);
@@ -85,6 +85,16 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
+    /// The file of a socket that another process has made and hands over.
+    pub(crate) fn handed_over(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.into(), identity: identity(path)? })
+    }
+
+    /// Leaves the file: another process serves the socket.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// The directory that it is in.
     pub(crate) fn directory(&self) -> &Path {
         directory_of(&self.path).unwrap_or(Path::new("/"))
@@ -144,7 +154,7 @@ fn listen_unseen(path: &Path, access: &SocketAccess) -> Result<UnixListener, Soc
         ))?;
     }
     chmod(&unseen, access.mode.into()).map_err(system("set the socket's mode"))?;
-    listen(&socket, BACKLOG).map_err(system("listen"))?;
+    listen(&socket, Server::BACKLOG).map_err(system("listen"))?;
     name_socket(&unseen, path)?;
     Ok(socket.into())
 }

@@ -38,7 +38,8 @@ struct Vm {
 pub(crate) fn run(command_line: &CommandLine, signals: &StopSignals) -> Result<Ending> {
     let mut vm = Vm::start(command_line)?;
     match signals.wait(&[vm.ended.as_fd()]).context("cannot wait for the VM")? {
-        Wake::Stop => Ok(Ending::Stopped),
+        // Upgrades are not asked for here.
+        Wake::Stop | Wake::Upgrade => Ok(Ending::Stopped),
         Wake::Ready(_) => Ok(Ending::Exited(vm.child.wait().context("cannot wait for the VM")?)),
     }
 }
