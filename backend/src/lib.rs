@@ -17,6 +17,7 @@
 //! | [`vring`] | a running split ring | virtio 2.7 |
 //! | [`chain`] | descriptor chain to bio chain: the trust boundary | virtio 5.2.6 |
 //! | [`service`] | one ring being served | |
+//! | `coalesce` | when a driver is called | |
 //! | [`worker`], [`workers`] | the threads that serve rings | |
 //! | `pace` | how long a worker looks for work before it sleeps | |
 //! | [`call`] | calling a driver without waiting for anybody | |
@@ -28,6 +29,7 @@
 pub mod adapter;
 pub mod call;
 pub mod chain;
+mod coalesce;
 pub mod config;
 mod connection;
 pub mod device;

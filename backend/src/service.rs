@@ -6,7 +6,7 @@
 //!
 //! A head is taken only when the queue has room for any legal chain, so what is not taken waits in the guest's ring. A
 //! used element is never put without a status byte having been written. Everything is done in batches: `avail.idx` is
-//! read once, `used.idx` is published once, and one decision is made about one call.
+//! read once, `used.idx` is published once, and one decision is made about one call, which may [wait](crate::coalesce).
 
 use std::fs::File;
 use std::io;
@@ -25,6 +25,7 @@ use sluice_mem::slice::GuestSlice;
 
 use crate::call::{Call, SignalRings};
 use crate::chain::{Action, BlkStatus, ChainParser, Transfer};
+use crate::coalesce::Coalescing;
 use crate::device::Device;
 use crate::inflight::InflightSetup;
 use crate::vring::{RingFault, RingSetup, SetupError, Vring};
@@ -82,6 +83,7 @@ pub struct Service {
     statuses: Vec<Option<GuestSlice>>,
     kick: Arc<File>,
     call: Option<Call>,
+    coalescing: Coalescing,
     err: Option<Arc<File>>,
     signals: Arc<SignalRings>,
     /// Whether the driver kicks for what it makes available. While it does not, somebody has to look at the ring.
@@ -92,14 +94,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// How many heads are taken in a turn: half of what the driver waits for, between these. What a disk does at once
-    /// is with the driver before the other half is taken, so that both have something to do; and each time the driver is
-    /// called if it sleeps, which costs as much as several requests.
+    /// How many heads are taken in a turn: a quarter of what the driver waits for, between these. What a disk does at once
+    /// is shown to the driver before the next quarter is taken, so that both have something to do.
     const TURN_HEADS: RangeInclusive<usize> = 4..=64;
 
-    /// How many bytes are to be moved by what is taken in a turn, and at most one chain more: some 50 us, for the same
+    /// How many bytes are to be moved by what is taken in a turn, and at most one chain more: some 30 us, for the same
     /// reason.
-    const TURN_BYTES: usize = 512 << 10;
+    const TURN_BYTES: usize = 256 << 10;
 
     /// How many descriptors are walked in a turn, and at most one chain more: some 0.1 ms. Chains of as many segments as
     /// may be would take a thousand times as long as small ones.
@@ -141,6 +142,7 @@ impl Service {
             queue,
             kick: setup.kick,
             call,
+            coalescing: Coalescing::default(),
             err: setup.err,
             signals: Arc::clone(signals),
             armed: false,
@@ -222,6 +224,7 @@ impl Service {
         self.queue.dispatch();
         // What is done already: engines that need not wait, and requests that need no engine.
         more |= self.complete();
+        self.call_if_due(stopping);
         more || self.queue.has_parked()
     }
 
@@ -265,15 +268,12 @@ impl Service {
     /// Takes heads and submits what they ask for: a turn's worth. Returns whether there were any.
     fn fetch(&mut self) -> bool {
         let enough = self.parser.cost() + Self::TURN_DESCRIPTORS;
-        let half = (self.queue.under_way() + self.vring.available()).div_ceil(2);
-        let mut bytes = 0;
-        for taken in 0..half.clamp(*Self::TURN_HEADS.start(), *Self::TURN_HEADS.end()) {
-            let full = bytes >= Self::TURN_BYTES || self.parser.cost() >= enough;
-            if full || !self.can_fetch() {
-                return taken > 0;
-            }
+        let quarter = (self.queue.under_way() + self.vring.available()).div_ceil(4);
+        let most = quarter.clamp(*Self::TURN_HEADS.start(), *Self::TURN_HEADS.end());
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < most && bytes < Self::TURN_BYTES && self.parser.cost() < enough && self.can_fetch() {
             let begun = match self.vring.take_head() {
-                Ok(None) => return taken > 0,
+                Ok(None) => break,
                 Ok(Some(head)) => self.begin(head),
                 Err(fault) => Err(fault),
             };
@@ -284,8 +284,10 @@ impl Service {
                     return true;
                 }
             }
+            taken += 1;
         }
-        true
+        self.coalescing.took(taken, bytes);
+        taken > 0
     }
 
     /// Submits what a head asks for. Returns how many bytes that moves.
@@ -337,8 +339,7 @@ impl Service {
         self.finish(head, BlkStatus::IoErr, 0);
     }
 
-    /// Gives back what is done, and calls the driver if it wants that. Returns whether anything was done: then the
-    /// driver is likely to have more.
+    /// Gives back what is done. Returns whether anything was: then the driver is likely to have more.
     fn complete(&mut self) -> bool {
         let (vring, statuses) = (&mut self.vring, &mut self.statuses);
         self.queue.reap(
@@ -351,11 +352,23 @@ impl Service {
         if !self.vring.has_unpublished() {
             return false;
         }
-        if self.vring.publish() {
-            self.call_driver();
-        }
+        self.vring.publish();
         self.disarm();
         true
+    }
+
+    /// Calls the driver for what it was shown, if it wants that, and if that cannot wait.
+    fn call_if_due(&mut self, stopping: bool) {
+        if !self.vring.has_untold() {
+            return;
+        }
+        let goes_on = !stopping && !self.armed && self.can_fetch();
+        if goes_on && self.coalescing.can_wait(self.vring.available()) {
+            return;
+        }
+        if self.vring.wants_call() {
+            self.call_driver();
+        }
     }
 
     fn finish(&mut self, head: u16, status: BlkStatus, bytes: u32) {

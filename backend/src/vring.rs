@@ -147,6 +147,8 @@ pub struct Vring {
     next_used: u16,
     /// `used.idx` as the driver can see it.
     published: u16,
+    /// And as it was when it was last asked whether the driver wants to be called.
+    told: u16,
     in_flight: Vec<bool>,
     /// Heads that a predecessor has taken and not given back: they are taken first.
     replay: VecDeque<u16>,
@@ -194,6 +196,7 @@ impl Vring {
             seen_avail: next_avail,
             next_used,
             published: next_used,
+            told: next_used,
             in_flight,
             replay: heads.into(),
             inflight,
@@ -318,18 +321,33 @@ impl Vring {
         self.published != self.next_used
     }
 
-    /// Shows the driver all used elements. Returns whether it wants to be called.
-    #[must_use]
-    pub fn publish(&mut self) -> bool {
+    /// Shows the driver all used elements. Sooner or later it is to be asked whether it [wants to be
+    /// called](Vring::wants_call).
+    pub fn publish(&mut self) {
         if !self.has_unpublished() {
-            return false;
+            return;
         }
-        let before = std::mem::replace(&mut self.published, self.next_used);
+        self.published = self.next_used;
         // Release: the elements and the status bytes come first.
         self.used.store_u16(USED_IDX, self.next_used, Ordering::Release);
         if let Some(inflight) = &mut self.inflight {
             inflight.publish(self.next_used);
         }
+    }
+
+    /// Whether the driver has been shown anything since it was last asked.
+    #[must_use]
+    pub fn has_untold(&self) -> bool {
+        self.told != self.published
+    }
+
+    /// Whether the driver wants to be called for what it has been shown since it was last asked.
+    #[must_use]
+    pub fn wants_call(&mut self) -> bool {
+        if !self.has_untold() {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.told, self.published);
         // The index has to be visible before the driver's wish is read, or a wish made in between is lost.
         fence(Ordering::SeqCst);
         if !self.event_idx {
@@ -338,7 +356,7 @@ impl Vring {
         }
         let event = self.avail.load_u16(avail_entry(usize::from(self.size)), Ordering::Relaxed);
         // virtio 1.3, 2.7.7.2: when the index has moved past the one that the driver waits for.
-        self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(before)
+        self.told.wrapping_sub(event).wrapping_sub(1) < self.told.wrapping_sub(before)
     }
 
     /// How many heads the driver has made available that were not taken, if it is honest: it may say anything.
