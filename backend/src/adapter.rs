@@ -5,7 +5,7 @@
 //! rings are [`AdapterVring`]s, which pass everything on to [`Rings`], so that each ring event arrives at our workers.
 //!
 //! What the stock daemon cannot do, this device cannot do inside of it: no second connection to the same daemon, no
-//! inflight tracking, at most 64 queues, memory tables sorted by address only, a ring size that is no power of two is
+//! inflight tracking, no log of what was written (and so no migration), at most 64 queues, memory tables sorted by address only, a ring size that is no power of two is
 //! not refused but leaves the ring unstarted, and what a front-end gets wrong about a ring is logged instead of
 //! answered, since the crate's ring methods return nothing. The crate does not tell when the front-end has left: rings
 //! run until the daemon is dropped, so drop it when `serve` or `wait` returns. And it maps regions without a look at how
@@ -17,7 +17,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluice_mem::guest::GuestMem;
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{
     VhostUserBackend, VhostUserDaemon, VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT,
 };
@@ -79,7 +79,8 @@ impl VhostUserBackend for Adapter {
     }
 
     fn features(&self) -> u64 {
-        self.device.features()
+        // The crate has a log of its own, for what goes through vm-memory: our writes do not.
+        self.device.features() & !VhostUserVirtioFeatures::LOG_ALL.bits()
     }
 
     fn acked_features(&self, features: u64) {
@@ -88,7 +89,7 @@ impl VhostUserBackend for Adapter {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        Device::PROTOCOL_FEATURES
+        Device::PROTOCOL_FEATURES.difference(VhostUserProtocolFeatures::LOG_SHMFD)
     }
 
     fn reset_device(&self) {
@@ -195,7 +196,7 @@ impl VringT<Memory> for AdapterVring {
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), QueueError> {
         self.state.set_queue_info(desc, avail, used)?;
         // The crate has turned the front-end's addresses into the guest's.
-        self.with(|rings, index| rings.set_addrs(index, RingAddrs { desc, avail, used }));
+        self.with(|rings, index| rings.set_addrs(index, RingAddrs { desc, avail, used, used_log: None }));
         Ok(())
     }
 

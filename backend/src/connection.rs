@@ -14,7 +14,7 @@ use sluice_mem::sigbus::Alarm;
 use vhost::vhost_user::message::{FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserHeaderFlag};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::inbox::{Header, Look, answer_no_config, answer_no_inflight, look, peek_numbers, refuse};
+use crate::inbox::{Header, Look, answer_no_config, answer_no_inflight, ignore, look, peek_numbers, refuse};
 use crate::ratelimit::Ratelimit;
 use crate::relay::Relay;
 use crate::session::Session;
@@ -132,6 +132,11 @@ impl<'a> Connection<'a> {
     }
 
     fn take(&mut self, header: Header) -> Result<(), End> {
+        if header.request() == Some(FrontendReq::SET_LOG_FD) && header.size == 0 && is_asked(header) {
+            // An event fd that may be written to when the log has changed (vhost-user.rst, "Migration"): who copies the guest's
+            // memory looks at the log anyway. The crate does not know the message.
+            return Ok(ignore(&self.stream, header, self.is_acknowledged(header))?);
+        }
         if !is_served(header) && self.is_acknowledged(header) {
             self.refused(format_args!("{header:?} is not served"));
             return Ok(refuse(&self.stream, header)?);
@@ -187,13 +192,17 @@ impl<'a> Connection<'a> {
 
     /// Whether the front-end is told by an acknowledgement when the message is refused.
     fn is_acknowledged(&self, header: Header) -> bool {
-        let version = header.flags & (VhostUserHeaderFlag::VERSION | VhostUserHeaderFlag::REPLY).bits();
-        version == 1 && header.needs_reply() && !has_own_answer(header) && self.session().acknowledges()
+        is_asked(header) && header.needs_reply() && !has_own_answer(header) && self.session().acknowledges()
     }
 
     fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a header is of this version of the protocol, and no reply.
+fn is_asked(header: Header) -> bool {
+    header.flags & (VhostUserHeaderFlag::VERSION | VhostUserHeaderFlag::REPLY).bits() == 1
 }
 
 /// Whether a message is answered by something else than an acknowledgement.
@@ -248,6 +257,7 @@ fn is_served(header: Header) -> bool {
                 | FrontendReq::REM_MEM_REG
                 | FrontendReq::GET_INFLIGHT_FD
                 | FrontendReq::SET_INFLIGHT_FD
+                | FrontendReq::SET_LOG_BASE
         )
     )
 }

@@ -145,13 +145,15 @@ impl Device {
         .union(VhostUserProtocolFeatures::REPLY_ACK)
         .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        .union(VhostUserProtocolFeatures::LOG_SHMFD)
         .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
     /// The features to offer: the device's, the rings' and the transport's.
     #[must_use]
     pub fn features(&self) -> u64 {
         let in_order = u64::from(self.in_order) << VIRTIO_F_IN_ORDER;
-        self.config.features() | in_order | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        let transport = VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL;
+        self.config.features() | in_order | transport.bits()
     }
 
     /// So much memory that it is no bottleneck for so many queues, in bytes.

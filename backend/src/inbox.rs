@@ -134,6 +134,12 @@ pub(crate) fn refuse(stream: &UnixStream, header: Header) -> io::Result<()> {
     answer(stream, header, &1_u64.to_ne_bytes())
 }
 
+/// Takes a message, with its fds, that needs nothing to be done, and acknowledges it if that is wanted.
+pub(crate) fn ignore(stream: &UnixStream, header: Header, acknowledged: bool) -> io::Result<()> {
+    take(stream, header)?;
+    if acknowledged { answer(stream, header, &0_u64.to_ne_bytes()) } else { Ok(()) }
+}
+
 /// The numbers at the start of the message's payload, which is not taken.
 pub(crate) fn peek_numbers<const N: usize>(stream: &UnixStream) -> io::Result<Option<[u32; N]>> {
     let mut bytes = [0; Header::BYTES + MAX_MSG_SIZE];

@@ -11,7 +11,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
+use sluice_mem::dirty::DirtyLog;
 use sluice_mem::guest::GuestMem;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::call::Call;
@@ -83,6 +85,16 @@ pub enum RingError {
         #[source]
         source: SetupError,
     },
+    /// The log has no bits for some of the memory.
+    #[error("a log of {size} bytes for memory up to guest address {end:#x}, which needs {need}")]
+    LogTooSmall {
+        /// How many bytes it has.
+        size: u64,
+        /// Where the memory ends.
+        end: u64,
+        /// How many bytes that needs.
+        need: u64,
+    },
     /// The ring cannot be started.
     #[error("ring {index} cannot be started")]
     Start {
@@ -103,6 +115,8 @@ pub struct RingAddrs {
     pub avail: u64,
     /// The device area.
     pub used: u64,
+    /// Where the device area is in the log of what is written; none if it is not to be logged.
+    pub used_log: Option<u64>,
 }
 
 /// One ring as it is set up, and who serves it while it runs.
@@ -136,7 +150,9 @@ pub struct Rings {
     name: String,
     device: Arc<Device>,
     workers: Arc<Workers>,
+    /// With the log, while what is written is logged.
     memory: Arc<GuestMem>,
+    log: Option<Arc<DirtyLog>>,
     features: u64,
     inflight: Option<InflightMem>,
     rings: Vec<Ring>,
@@ -166,6 +182,7 @@ impl Rings {
             device,
             workers,
             memory: Arc::default(),
+            log: None,
             features: 0,
             inflight: None,
             rings,
@@ -178,6 +195,51 @@ impl Rings {
     pub fn set_features(&mut self, features: u64) {
         if features != self.features {
             self.change(|rings| rings.features = features);
+        }
+    }
+
+    /// What is written to the guest's memory is marked in `log` from now on, while LOG_ALL is among the features: that of
+    /// rings, too, whose addresses say so.
+    ///
+    /// # Errors
+    /// When it is too small for that. Then nothing has changed.
+    pub fn set_log(&mut self, log: DirtyLog) -> Result<(), RingError> {
+        let log = Arc::new(log);
+        check_covers(&log, &self.memory)?;
+        for (index, ring) in (0..).zip(&self.rings) {
+            if let (Some(addrs), true) = (ring.addrs, ring.size > 0) {
+                let setup = RingSetup { size: ring.size, used_log: addrs.used_log, ..RingSetup::default() };
+                setup.check_log(Some(&log)).map_err(|source| RingError::Setup { index, source })?;
+            }
+        }
+        self.change_log(|rings| rings.log = Some(log));
+        Ok(())
+    }
+
+    /// Whether the memory could be the guest's: while what is written is logged, the log has to have bits for it.
+    ///
+    /// # Errors
+    /// [`RingError::LogTooSmall`] when not.
+    pub fn check_memory(&self, memory: &GuestMem) -> Result<(), RingError> {
+        self.log_in_use().map_or(Ok(()), |log| check_covers(log, memory))
+    }
+
+    /// Whether the front-end wants to know what is written: it copies the guest's memory.
+    pub(crate) fn is_logging(&self) -> bool {
+        self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
+    }
+
+    /// The log, while what is written is logged.
+    fn log_in_use(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref().filter(|_| self.is_logging())
+    }
+
+    /// Changes the log. Nothing stops for one that is not in use.
+    fn change_log(&mut self, change: impl FnOnce(&mut Self)) {
+        if self.is_logging() {
+            self.change(change);
+        } else {
+            change(self);
         }
     }
 
@@ -206,18 +268,27 @@ impl Rings {
         self.start_if_complete(index)
     }
 
-    /// Where a ring is, in user addresses.
+    /// Where a ring is, in user addresses. Of a ring that runs only whether and where it is logged can be changed.
     ///
     /// # Errors
     /// When there is no such ring, it runs, or the addresses cannot be.
     pub fn set_addrs(&mut self, index: u32, addrs: RingAddrs) -> Result<(), RingError> {
-        let size = self.stopped(index)?.size;
+        let ring = self.ring(index)?;
+        let is_there = ring.addrs.is_some_and(|old| RingAddrs { used_log: addrs.used_log, ..old } == addrs);
+        if ring.served.is_some() && !is_there {
+            return Err(RingError::Running { index });
+        }
+        let size = ring.size;
         if !self.memory.regions().is_empty() && size > 0 {
             self.resolve(size, addrs, 0).map_err(|source| RingError::Setup { index, source })?;
         }
-        let ring = self.stopped(index)?;
-        ring.addrs = Some(addrs);
-        self.start_if_complete(index)
+        // A ring that runs has the lock, so it is not waited for.
+        let lock = self.is_running(index).then(|| self.device.disk().lock().acquire(|| ()));
+        self.stop(index)?;
+        self.ring(index)?.addrs = Some(addrs);
+        let started = self.start_if_complete(index);
+        drop(lock);
+        started
     }
 
     /// The index of the next available entry of a ring.
@@ -295,7 +366,11 @@ impl Rings {
     /// front-end may take memory away and add it again when the guest is given more. One that ran and whose memory is
     /// gone stands still, and is told so by its err fd.
     pub fn set_memory(&mut self, memory: GuestMem) {
-        self.change(|rings| rings.memory = Arc::new(memory));
+        self.change(|rings| {
+            // One that is in use covers it (`check_memory`). Another would be too small when it comes into use.
+            rings.log.take_if(|log| !log.covers(memory.end()));
+            rings.memory = Arc::new(memory);
+        });
     }
 
     /// Keeps what is in flight there from now on, and goes on with what was: of rings that start afterwards.
@@ -327,6 +402,8 @@ impl Rings {
         self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
         self.features = 0;
         self.inflight = None;
+        self.log = None;
+        self.attach_log();
     }
 
     /// Stops all rings and waits for their I/O. Returns those that ran.
@@ -348,7 +425,20 @@ impl Rings {
     fn change(&mut self, change: impl FnOnce(&mut Self)) {
         let standstill = self.stand_still();
         change(self);
+        self.attach_log();
         self.go_on(standstill);
+    }
+
+    /// Gives the memory the log, or takes it.
+    fn attach_log(&mut self) {
+        let log = self.log_in_use().cloned();
+        let is_attached = match (&log, self.memory.log()) {
+            (Some(log), Some(attached)) => Arc::ptr_eq(log, attached),
+            (log, attached) => log.is_none() && attached.is_none(),
+        };
+        if !is_attached {
+            self.memory = Arc::new(GuestMem::clone(&self.memory).with_log(log));
+        }
     }
 
     /// Starts what is complete. Some have been `running` before.
@@ -466,6 +556,7 @@ impl Rings {
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             in_order: self.device.in_order(),
+            used_log: addrs.used_log,
         };
         let lengths = parts(&setup);
         for (addr, part) in [&mut setup.desc, &mut setup.avail, &mut setup.used].into_iter().zip(lengths) {
@@ -473,6 +564,7 @@ impl Rings {
             let guest = self.memory.user_to_guest(*addr, part.len as u64);
             *addr = guest.ok_or(SetupError::Unmapped { part: part.name, addr: *addr, len: part.len })?;
         }
+        setup.check_log(self.memory.log())?;
         Ok(setup)
     }
 }
@@ -481,6 +573,13 @@ impl Drop for Rings {
     fn drop(&mut self) {
         self.stop_all();
     }
+}
+
+/// Whether a log has bits for all of a memory.
+fn check_covers(log: &DirtyLog, memory: &GuestMem) -> Result<(), RingError> {
+    let (size, end) = (log.size(), memory.end());
+    let need = DirtyLog::size_for(end);
+    if log.covers(end) { Ok(()) } else { Err(RingError::LogTooSmall { size, end, need }) }
 }
 
 fn index_of(index: u32) -> u16 {

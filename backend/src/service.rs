@@ -341,12 +341,13 @@ impl Service {
 
     /// Gives back what is done. Returns whether anything was: then the driver is likely to have more.
     fn complete(&mut self) -> bool {
-        let (vring, statuses) = (&mut self.vring, &mut self.statuses);
+        let (vring, statuses, logs) =
+            (&mut self.vring, &mut self.statuses, self.pin.memory().log().is_some());
         self.queue.reap(
             #[inline(always)]
             |completed| {
                 let (head, status, bytes) = answer(completed);
-                put(vring, statuses, head, status, bytes);
+                put(vring, statuses, logs, head, status, bytes);
             },
         );
         if !self.vring.has_unpublished() {
@@ -372,7 +373,8 @@ impl Service {
     }
 
     fn finish(&mut self, head: u16, status: BlkStatus, bytes: u32) {
-        put(&mut self.vring, &mut self.statuses, head, status, bytes);
+        let logs = self.pin.memory().log().is_some();
+        put(&mut self.vring, &mut self.statuses, logs, head, status, bytes);
     }
 
     fn call_driver(&mut self) {
@@ -420,11 +422,21 @@ fn answer(completed: Completed) -> (u16, BlkStatus, u32) {
     (u16::try_from(completed.cookie).expect("a cookie is a head"), status, bytes)
 }
 
-/// Writes the status byte, then puts the used element, which counts it.
+/// Writes the status byte, marks it if what is written is logged, then puts the used element, which counts it.
 #[inline(always)]
-fn put(vring: &mut Vring, statuses: &mut [Option<GuestSlice>], head: u16, status: BlkStatus, bytes: u32) {
+fn put(
+    vring: &mut Vring,
+    statuses: &mut [Option<GuestSlice>],
+    logs: bool,
+    head: u16,
+    status: BlkStatus,
+    bytes: u32,
+) {
     let byte = statuses[usize::from(head)].take().expect("a head in flight has a status byte");
     byte.write(0, status as u8);
+    if logs {
+        byte.mark_written();
+    }
     vring.put_used(head, bytes + 1);
 }
 

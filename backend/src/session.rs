@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use sluice_mem::dirty::DirtyLog;
 use sluice_mem::guest::GuestMem;
 use sluice_mem::region::{Region, RegionError, RegionInfo};
 use sluice_mem::sigbus::Alarm;
@@ -43,6 +44,9 @@ pub enum SessionError {
     /// A region of memory.
     #[error(transparent)]
     Region(#[from] RegionError),
+    /// Memory to mark in what was written.
+    #[error("the log of what is written")]
+    Log(#[source] RegionError),
     /// As many regions as there may be.
     #[error("{count} regions of memory: at most {} are possible", Session::REGIONS_MAX)]
     TooManyRegions {
@@ -162,7 +166,9 @@ impl Session {
         if regions.len() > Self::REGIONS_MAX {
             return Err(SessionError::TooManyRegions { count: regions.len() });
         }
-        self.rings.set_memory(GuestMem::new(regions)?);
+        let memory = GuestMem::new(regions)?;
+        self.rings.check_memory(&memory)?;
+        self.rings.set_memory(memory);
         Ok(())
     }
 
@@ -265,13 +271,14 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         desc: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
-        ring(self.rings.set_addrs(index, RingAddrs { desc, avail, used }))
+        let used_log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
+        ring(self.rings.set_addrs(index, RingAddrs { desc, avail, used, used_log }))
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -396,8 +403,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         not_offered("GET_SHMEM_CONFIG")
     }
 
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        not_offered("SET_LOG_BASE")
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::map(log.mmap_size, log.mmap_offset, file, &self.alarm);
+        ring(self.rings.set_log(log.map_err(SessionError::Log)?))
     }
 }
 

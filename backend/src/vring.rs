@@ -19,9 +19,11 @@ use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_U
 use virtio_queue::desc::split::Descriptor;
 
 use self::order::Order;
+use self::used_log::UsedLog;
 use crate::inflight::{Inflight, InflightFault, InflightSetup, Resumed};
 
 mod order;
+mod used_log;
 
 /// The largest ring of the specification (virtio 1.3, 2.7).
 pub const SIZE_MAX: u16 = 32768;
@@ -46,6 +48,8 @@ pub struct RingSetup {
     /// Chains are given back in the order in which they were made available, and whoever served the ring before has done so
     /// too: then it goes on at `used.idx`, whatever `next_avail` says.
     pub in_order: bool,
+    /// What is written to the used ring is marked in the memory's log, if it has one, as if the ring began at this address.
+    pub used_log: Option<u64>,
 }
 
 /// Why a ring cannot be started: the front-end's mistake.
@@ -71,6 +75,18 @@ pub enum SetupError {
     /// What a front-end has kept of what was in flight cannot be.
     #[error(transparent)]
     Inflight(#[from] InflightFault),
+    /// The used ring is to be marked where the log has no bits.
+    #[error(
+        "the used ring's {len} bytes are to be logged at {addr:#x}, past the end of a log of {size} bytes"
+    )]
+    Log {
+        /// Where.
+        addr: u64,
+        /// How many bytes it has.
+        len: usize,
+        /// How many bytes the log has.
+        size: u64,
+    },
     /// A part of the ring is not, or not wholly, in one region of memory.
     #[error("the {part}, {len} bytes at {addr:#x}, is not in the memory table")]
     Unmapped {
@@ -154,6 +170,7 @@ pub struct Vring {
     replay: VecDeque<u16>,
     inflight: Option<Inflight>,
     order: Option<Order>,
+    log: Option<UsedLog>,
 }
 
 impl Vring {
@@ -173,6 +190,11 @@ impl Vring {
         let desc = desc.slice(pin, setup.desc)?;
         let avail = avail.slice(pin, setup.avail)?;
         let used = used.slice(pin, setup.used)?;
+        let log = setup.used_log(pin.memory().log())?;
+        if let Some(log) = &log {
+            // Of what a predecessor has written last the marks may be missing.
+            log.mark(0, used.len());
+        }
         let next_used = used.load_u16(USED_IDX, Ordering::Acquire);
         let inflight =
             inflight.map(|inflight| Inflight::start(inflight, setup.size, next_used)).transpose()?;
@@ -201,6 +223,7 @@ impl Vring {
             replay: heads.into(),
             inflight,
             order: setup.in_order.then(|| Order::new(setup.size)),
+            log,
         })
     }
 
@@ -327,9 +350,14 @@ impl Vring {
         if !self.has_unpublished() {
             return;
         }
-        self.published = self.next_used;
+        let before = std::mem::replace(&mut self.published, self.next_used);
+        if self.log.is_some() {
+            self.mark_elements(before);
+        }
         // Release: the elements and the status bytes come first.
         self.used.store_u16(USED_IDX, self.next_used, Ordering::Release);
+        // Once more, for who has taken the mark and copied the page before the index was there.
+        self.mark_used(USED_IDX, size_of::<u16>());
         if let Some(inflight) = &mut self.inflight {
             inflight.publish(self.next_used);
         }
@@ -372,8 +400,10 @@ impl Vring {
         if self.event_idx {
             let event = used_element(usize::from(self.size));
             self.used.store_u16(event, self.next_avail, Ordering::Relaxed);
+            self.mark_used(event, size_of::<u16>());
         } else {
             self.used.store_u16(USED_FLAGS, 0, Ordering::Relaxed);
+            self.mark_used(USED_FLAGS, size_of::<u16>());
         }
         // The wish has to be visible before the index is read, or a kick is missed.
         fence(Ordering::SeqCst);
@@ -385,6 +415,24 @@ impl Vring {
         if !self.event_idx {
             let flags = u16::try_from(VRING_USED_F_NO_NOTIFY).expect("a flag of 16 bits");
             self.used.store_u16(USED_FLAGS, flags, Ordering::Relaxed);
+            self.mark_used(USED_FLAGS, size_of::<u16>());
+        }
+    }
+
+    /// Marks the elements that were put since `from`, and the index that is about to show them.
+    #[cold]
+    fn mark_elements(&self, from: u16) {
+        for n in 0..self.next_used.wrapping_sub(from) {
+            self.mark_used(used_element(self.position(from.wrapping_add(n))), size_of::<u64>());
+        }
+        self.mark_used(USED_IDX, size_of::<u16>());
+    }
+
+    /// Marks what was written to the used ring.
+    #[inline(always)]
+    fn mark_used(&self, offset: usize, len: usize) {
+        if let Some(log) = &self.log {
+            log.mark(offset, len);
         }
     }
 

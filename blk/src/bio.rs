@@ -131,6 +131,15 @@ impl Bio {
         !moves_data || self.range.len() == self.sg.bytes() as u64
     }
 
+    /// Marks the memory as written that it may have written, as far as it was not used up. All of it, whatever has become of
+    /// the bio: what failed may have written some. What is used up was marked before.
+    #[inline(always)]
+    pub(crate) fn mark_written(&self) {
+        if self.op.direction() == Direction::FromDisk {
+            self.sg.mark_written();
+        }
+    }
+
     /// This bio and those after it.
     pub(crate) fn list(&self) -> impl Iterator<Item = &Bio> {
         list(Some(self))
@@ -150,8 +159,9 @@ impl Bio {
         end.insert(bio)
     }
 
-    #[inline]
+    #[inline(always)]
     fn reset(&mut self) {
+        self.mark_written();
         self.range = DiskRange::none();
         self.sg.clear();
         self.zero_by_writing = false;

@@ -255,6 +255,7 @@ impl Request {
             bounce.advance(now as usize);
         }
         if !bios.zero_by_writing {
+            bios.mark_written();
             bios.sg.advance(now as usize);
         }
         let is_done = bios.range.len() == 0;

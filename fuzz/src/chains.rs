@@ -97,6 +97,7 @@ impl<'a, 'b> Bench<'a, 'b> {
             indirect,
             // Without a choice of its own: what is in the corpus goes on to mean the same.
             in_order: base == 0x7ffc,
+            used_log: None,
         };
         let device = device(read_only, block);
         let setup = ServiceSetup {

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap};
 
+use crate::dirty::DirtyLog;
 use crate::region::{Region, RegionError};
 use crate::sglist::IoVec;
 use crate::sigbus::Alarm;
@@ -53,6 +54,7 @@ pub struct BadAddress {
 pub struct GuestMem {
     regions: Vec<Region>,
     alarm: Option<Arc<Alarm>>,
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMem {
@@ -64,7 +66,7 @@ impl GuestMem {
         check_overlap(&mut regions, Region::user_addr)?;
         check_overlap(&mut regions, Region::guest_addr)?;
         let alarm = regions.iter().find_map(Region::alarm).cloned();
-        Ok(Self { regions, alarm })
+        Ok(Self { regions, alarm, log: None })
     }
 
     /// The memory that vm-memory has mapped. User addresses are guest addresses.
@@ -72,7 +74,7 @@ impl GuestMem {
     pub fn from_vm_memory(memory: &GuestMemoryMmap) -> Self {
         // vm-memory keeps its regions sorted and disjoint.
         let regions = memory.iter().map(Region::from_mapped).collect();
-        Self { regions, alarm: None }
+        Self { regions, alarm: None, log: None }
     }
 
     /// Whether some of it was taken away: what is read from it may not be the guest's. Of one alarm for all regions.
@@ -86,6 +88,49 @@ impl GuestMem {
     #[must_use]
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// The same memory, of which what is written is marked in `log` from now on, or not any more.
+    ///
+    /// # Panics
+    /// When the log does not cover it.
+    #[must_use]
+    pub fn with_log(self, log: Option<Arc<DirtyLog>>) -> Self {
+        assert!(
+            log.as_ref().is_none_or(|log| log.covers(self.end())),
+            "a log has bits for all of the memory"
+        );
+        Self { log, ..self }
+    }
+
+    /// Where it is marked what was written; none while nobody wants to know.
+    #[must_use]
+    #[inline]
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
+    /// The guest address after the last one; 0 of no memory.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        // Does not wrap: checked when the region was mapped.
+        self.regions.last().map_or(0, |last| last.guest_addr().saturating_add(last.size()))
+    }
+
+    /// Marks what was written where it is mapped: `len` bytes at `ptr`, in one region or in several that are mapped one after
+    /// another. The one place that all writes but those to used rings come by.
+    #[cold]
+    pub(crate) fn mark(&self, ptr: *const u8, len: usize) {
+        let Some(log) = &self.log else { return };
+        let (start, len) = (ptr.addr() as u64, len as u64);
+        for region in &self.regions {
+            // A mapping does not wrap.
+            let at = region.host_ptr().addr() as u64;
+            let (from, to) = (start.max(at), start.saturating_add(len).min(at.saturating_add(region.size())));
+            if let Some(count) = to.checked_sub(from).filter(|count| *count > 0) {
+                log.mark(region.guest_addr().saturating_add(from.saturating_sub(at)), count);
+            }
+        }
     }
 
     /// The guest address of a user address, if `len` bytes from there are in one region.

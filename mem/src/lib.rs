@@ -12,6 +12,7 @@
 //! | [`mempool`] | a fixed reserve of objects | `mempool_t` |
 //! | [`region`] | one front-end fd, mapped | none |
 //! | [`sigbus`] | guest memory that is taken away | none |
+//! | [`dirty`] | which pages of it were written | `log_write` of vhost |
 //! | [`guest`] | all regions: guest address to memory | none (`struct kvm_memslots`) |
 //! | [`mod@slice`] | a range of guest memory, copied in and out | none |
 //! | [`sync`] | what threads share | none |
@@ -24,6 +25,7 @@ pub mod bounce;
 pub mod budget;
 #[cfg(feature = "crash-points")]
 pub mod crash;
+pub mod dirty;
 pub mod gfp;
 pub mod guest;
 pub mod kzalloc;

@@ -387,6 +387,21 @@ impl SgList {
         }
     }
 
+    /// Marks all of the memory as written, where it is a guest's that has a log.
+    #[inline(always)]
+    pub fn mark_written(&self) {
+        if let Some(pin) = &self.guest
+            && pin.memory().log().is_some()
+        {
+            self.mark(pin);
+        }
+    }
+
+    #[cold]
+    fn mark(&self, pin: &MemPin) {
+        self.pieces().iter().for_each(|piece| pin.memory().mark(piece.as_ptr(), piece.len()));
+    }
+
     /// Whether of the first `count` bytes every piece starts at a multiple of `address` and is as long as a multiple of
     /// `length`, both powers of two (Linux: `iov_iter_is_aligned`).
     ///

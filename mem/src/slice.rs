@@ -21,7 +21,7 @@ use crate::sync::word;
 pub struct GuestSlice {
     ptr: NonNull<u8>,
     len: usize,
-    _pin: MemPin,
+    pin: MemPin,
 }
 
 impl GuestSlice {
@@ -30,7 +30,7 @@ impl GuestSlice {
     /// # Safety
     /// The range must lie in one region of the memory that `pin` pins.
     pub(crate) unsafe fn new(ptr: NonNull<u8>, len: usize, pin: MemPin) -> Self {
-        Self { ptr, len, _pin: pin }
+        Self { ptr, len, pin }
     }
 
     /// How many bytes it has.
@@ -104,6 +104,11 @@ impl GuestSlice {
         #[cfg(feature = "crash-points")]
         crate::crash::point();
         word(self.atomic(offset)).store(value.to_le(), order);
+    }
+
+    /// Marks the range as written, where the guest's memory has a log.
+    pub fn mark_written(&self) {
+        self.pin.memory().mark(self.ptr.as_ptr(), self.len);
     }
 
     /// The address of the `size` bytes at `offset`.

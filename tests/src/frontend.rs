@@ -20,11 +20,14 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error as ProtocolError, Frontend, VhostUserFrontend};
 use vhost::{Error, VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
+use crate::dirty::Log;
 use crate::driver::{PATIENCE, Ring};
 use crate::memory::Region;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, a virtio feature bit that never reaches the guest.
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// VHOST_F_LOG_ALL, another one: the device marks the memory that it writes.
+pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// NEED_REPLY in a message's flags.
 pub const NEED_REPLY: u32 = VhostUserHeaderFlag::NEED_REPLY.bits();
 /// More vrings than any back-end has: the limit of the front-end library, which is not under test.
@@ -99,13 +102,15 @@ impl Session {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE;
         self.protocol = self.frontend.get_protocol_features()? & usable;
         self.frontend.set_protocol_features(self.protocol)?;
         if self.has(VhostUserProtocolFeatures::REPLY_ACK) {
             self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
-        let features = self.offered & (wanted | PROTOCOL_FEATURES);
+        // A log is no feature of the driver's: see `set_features`.
+        let features = self.offered & (wanted & !LOG_ALL | PROTOCOL_FEATURES);
         self.frontend.set_features(features)?;
         Ok(features)
     }
@@ -170,6 +175,23 @@ impl Session {
         }
         self.frontend.set_vring_kick(index, &ring.kick)?;
         self.enable_ring(index, true)
+    }
+
+    /// Gives the back-end a log to mark in what it writes, while [`LOG_ALL`] is among the features.
+    ///
+    /// # Errors
+    /// If the back-end refuses, or answers with something that is no answer to this.
+    pub fn set_log(&mut self, log: &Log) -> Result<(), Error> {
+        self.frontend.set_log_base(0, Some(log.region()))
+    }
+
+    /// Says of a ring whether the device's writes to its used ring are marked, and where in the log.
+    ///
+    /// # Errors
+    /// If the back-end refuses.
+    pub fn log_used(&mut self, index: usize, ring: &Ring, log_addr: Option<u64>) -> Result<(), Error> {
+        let flags = u32::from(log_addr.is_some());
+        self.frontend.set_vring_addr(index, &VringConfigData { flags, log_addr, ..ring_addresses(ring) })
     }
 
     /// Asks for memory in which the back-end keeps what is in flight.

@@ -206,6 +206,15 @@ impl Guest {
         session.start_ring(0, &self.lanes[0].ring, base, self.drive.calls)
     }
 
+    /// Says of ring 0 where in the log the device's writes to its used ring are marked.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn log_used(&mut self, log_addr: Option<u64>) -> Result<(), Error> {
+        let session = self.session.as_mut().expect("a guest is connected");
+        session.log_used(0, &self.lanes[0].ring, log_addr)
+    }
+
     /// Stops ring 0, whatever state it is in, and starts it afresh at index 0, as a driver does that was reset.
     ///
     /// # Panics

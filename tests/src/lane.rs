@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
@@ -141,6 +142,14 @@ impl Lane {
             let used = self.next_used();
             self.land(used);
         }
+    }
+
+    /// Where the device may write for a request in flight.
+    ///
+    /// # Panics
+    /// If it is not in flight.
+    pub fn writable(&self, head: u16) -> Vec<Range<u64>> {
+        self.flying[&head].1.writable()
     }
 
     /// Requests in flight.

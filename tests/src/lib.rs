@@ -5,6 +5,7 @@
 //! bytes. The [`mod@reference`] device is a subject too: written the usual way with other people's crates, it is the
 //! second opinion on what a device must do, and the baseline for how fast.
 
+pub mod dirty;
 pub mod disk;
 pub mod driver;
 pub mod frontend;

@@ -52,7 +52,8 @@ impl Mixture {
         lane.land_all();
     }
 
-    fn request(&self, subject: Subject, rng: &mut Rng) -> Request {
+    /// Any request of it.
+    pub fn request(&self, subject: Subject, rng: &mut Rng) -> Request {
         let (sector, sectors) = self.extent(rng, self.transfer_max);
         match rng.below(20) {
             0 => Request::flush(),

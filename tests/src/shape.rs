@@ -7,6 +7,7 @@
 //! [`Placed`] keeps a copy of the memory around all buffers from before the request. Its [`finish`](Placed::finish)
 //! compares every byte, so that a device that writes a byte too many, or into a buffer that it may only read, is found.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::driver::{Chain, Desc};
@@ -221,6 +222,12 @@ impl Placed {
     pub fn status_addr(&self) -> u64 {
         let &(at, len) = self.writable.last().expect("a request has a status");
         self.base + (at + len - 1) as u64
+    }
+
+    /// The ranges of memory that the device may write.
+    pub fn writable(&self) -> Vec<Range<u64>> {
+        let range = |&(at, len): &(usize, usize)| self.base + at as u64..self.base + (at + len) as u64;
+        self.writable.iter().map(range).collect()
     }
 
     /// Reads what the device wrote.

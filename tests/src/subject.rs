@@ -123,6 +123,8 @@ pub enum Ability {
     Inflight,
     /// Lives on when memory of the guest is taken away, and closes the connection.
     SurvivesLostMemory,
+    /// Marks what it writes in a log: LOG_SHMFD.
+    DirtyLog,
 }
 
 impl Subject {
@@ -230,6 +232,9 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
         Ability::SeveralDisks => Some("a daemon of vhost-user-backend serves one device"),
         Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("vhost-user-backend looks at rings that are gone, too"),
+        Ability::DirtyLog => {
+            Some("vhost-user-backend marks what goes through vm-memory, and the kernel's writes do not")
+        }
         _ => None,
     }
 }
@@ -253,6 +258,7 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         Ability::SeveralDisks => Some("one is enough for an oracle"),
         Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
+        Ability::DirtyLog => Some("not worth it for an oracle"),
         _ => None,
     }
 }
@@ -298,6 +304,7 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::SeveralDisks => Some("it does, but isolation is the product's promise"),
         Ability::Inflight => Some("it checks nothing of what it is given back"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
+        Ability::DirtyLog => Some("its library marks what is not seen at the time, and checks nothing"),
         _ => None,
     }
 }

@@ -13,7 +13,7 @@ use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::holdings::Holdings;
 use sluice_tests::rng::Rng;
 use sluice_tests::subject::{Engine, Subject};
-use sluice_tests::wire::message::{Known, Message, Pool, message};
+use sluice_tests::wire::message::{Known, Message, Pool, log_message, message};
 
 /// A front-end with what it needs to be a nuisance.
 struct Nuisance {
@@ -46,7 +46,8 @@ impl Nuisance {
         }
         let count = rng.between(1, 40);
         for _ in 0..count {
-            let message = message(&mut rng, &self.known, self.pool.len());
+            let make = if rng.one_in(8) { log_message } else { message };
+            let message = make(&mut rng, &self.known, self.pool.len());
             let times = if rng.one_in(500) { 600 } else { 1 };
             for _ in 0..times {
                 if !self.send(&message) {

@@ -143,6 +143,7 @@ fn service(memory: Arc<GuestMem>) -> Service {
             event_idx: true,
             indirect: true,
             in_order: false,
+            used_log: None,
         },
         inflight: None,
         memory,

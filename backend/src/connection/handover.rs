@@ -15,6 +15,11 @@ impl Connection<'_> {
         self.session().stand_still()
     }
 
+    /// Whether the front-end copies the guest's memory to another host.
+    pub(crate) fn is_migrating(&self) -> bool {
+        self.session().is_migrating()
+    }
+
     /// Goes on where it has stopped.
     pub(crate) fn go_on(&self, standstill: Standstill) {
         self.session().go_on(standstill);

@@ -97,5 +97,5 @@ fn what_a_queue_needs_for_progress_is_there_however_much_the_others_use() {
 #[test]
 fn what_is_offered_is_the_disks_and_the_transports() {
     let device = made(&options()).expect("possible");
-    assert_eq!(device.features(), device.config().features() | 1 << 30);
+    assert_eq!(device.features(), device.config().features() | 1 << 30 | 1 << 26);
 }

@@ -64,6 +64,7 @@ impl Driver {
                 event_idx: false,
                 indirect: true,
                 in_order: device.in_order(),
+                used_log: None,
             },
             inflight: None,
             memory: Arc::clone(self.ram.memory()),

@@ -53,6 +53,7 @@ impl Bench {
             event_idx: false,
             indirect: false,
             in_order: false,
+            used_log: None,
         };
         Vring::start(&ring, &self.ram.pin(), Some(&self.setup))
     }

@@ -42,7 +42,8 @@ impl Rings {
         let states = (0..).zip(&self.rings).map(|(index, ring)| {
             Ok(RingState {
                 size: ring.size,
-                addrs: ring.addrs.map(|RingAddrs { desc, avail, used }| [desc, avail, used]),
+                // Nothing is logged (`is_logging`); when it is again, the front-end says where.
+                addrs: ring.addrs.map(|RingAddrs { desc, avail, used, .. }| [desc, avail, used]),
                 base: ring.base,
                 kick: fds.put_some(ring.kick.as_deref())?,
                 call: fds.put_some(ring.call.as_deref())?,
@@ -105,6 +106,6 @@ fn ring_of(index: u32, state: RingState, fds: &mut Fds) -> Result<Ring, Handover
         let most = Device::QUEUE_SIZE_MAX;
         return Err(SessionError::from(RingError::TooLarge { index, size, most }).into());
     }
-    let addrs = addrs.map(|[desc, avail, used]| RingAddrs { desc, avail, used });
+    let addrs = addrs.map(|[desc, avail, used]| RingAddrs { desc, avail, used, used_log: None });
     Ok(Ring { size, addrs, base, kick, call, err, enabled, broken, served: None })
 }

@@ -67,7 +67,7 @@ impl Bench {
 
 fn addrs(driver: &Driver) -> RingAddrs {
     let [desc, avail, used] = driver.parts().map(|addr| addr + GuestRam::USER_OFFSET);
-    RingAddrs { desc, avail, used }
+    RingAddrs { desc, avail, used, used_log: None }
 }
 
 /// What it takes to run a ring.
@@ -166,7 +166,7 @@ fn rings_that_are_not_there_are_refused() {
         let results = [
             rings.set_num(index, 16),
             rings.set_base(index, 0),
-            rings.set_addrs(index, RingAddrs { desc: 0, avail: 0, used: 0 }),
+            rings.set_addrs(index, RingAddrs { desc: 0, avail: 0, used: 0, used_log: None }),
             rings.set_kick(index, event()),
             rings.set_call(index, event()),
             rings.set_err(index, event()),
@@ -184,7 +184,8 @@ fn a_running_ring_keeps_its_size_its_place_and_its_index() {
     let (mut bench, mut driver) = Bench::boot();
     let running = |result| matches!(result, Err(RingError::Running { index: 0 }));
     assert!(running(bench.rings.set_num(0, 8)));
-    assert!(running(bench.rings.set_addrs(0, addrs(&driver))));
+    let elsewhere = RingAddrs { avail: addrs(&driver).avail + 2, ..addrs(&driver) };
+    assert!(running(bench.rings.set_addrs(0, elsewhere)));
     assert!(running(bench.rings.set_base(0, 0)));
     driver.check_works(3, 0x21);
     assert_eq!(bench.rings.take_base(0).expect("a ring"), 2);

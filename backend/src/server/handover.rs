@@ -166,6 +166,9 @@ impl Serving {
         if matches!(self.device.disk().medium(), Medium::Ram { .. }) {
             return Err(HandoverError::InMemory);
         }
+        if connection.is_some_and(Connection::is_migrating) {
+            return Err(HandoverError::Migrating);
+        }
         let mut fds = Fds::default();
         let state = ServerState {
             listener: fds.put_some(listener)?,

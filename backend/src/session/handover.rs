@@ -23,6 +23,11 @@ impl Session {
         self.rings.stand_still()
     }
 
+    /// Whether the front-end copies the guest's memory to another host.
+    pub(crate) fn is_migrating(&self) -> bool {
+        self.rings.is_logging()
+    }
+
     /// Goes on where it has stopped.
     pub(crate) fn go_on(&mut self, standstill: Standstill) {
         self.rings.go_on(standstill);

@@ -23,6 +23,7 @@ fn setup(size: u16, event_idx: bool, next_avail: u16) -> RingSetup {
         event_idx,
         indirect: true,
         in_order: false,
+        used_log: None,
     }
 }
 

@@ -119,6 +119,42 @@ pub fn message(choose: &mut impl Choose, known: &Known, fds: usize) -> Message {
     message
 }
 
+/// Makes a message about the log of what is written, or one that such a log matters to. Apart from [`message`], so that what
+/// choices have made there goes on to be the same.
+pub fn log_message(choose: &mut impl Choose, known: &Known, fds: usize) -> Message {
+    const LOG_ALL: u64 = 1 << 26;
+    let log_addr = choose.pick(&[0, 4096, 1 << 20, 1 << 32, 1 << 40, u64::MAX - 8, u64::MAX]);
+    let (code, body, count) = match choose.below(8) {
+        0 => (FrontendReq::SET_PROTOCOL_FEATURES, 0x920b_u64.to_le_bytes().to_vec(), 0),
+        1 => (FrontendReq::SET_FEATURES, (known.features | LOG_ALL).to_le_bytes().to_vec(), 0),
+        2 => (FrontendReq::SET_FEATURES, (known.features & !LOG_ALL).to_le_bytes().to_vec(), 0),
+        3 | 4 => {
+            let [desc, used, avail] = known.ring;
+            let addrs = [desc, used, avail, log_addr].map(u64::to_le_bytes).concat();
+            (FrontendReq::SET_VRING_ADDR, [[0, 0, 0, 0, 1, 0, 0, 0].to_vec(), addrs].concat(), 0)
+        }
+        5 => (FrontendReq::SET_LOG_FD, vec![], 1),
+        _ => {
+            // What the default layout of memory needs is some 130 KiB.
+            let size = choose.pick(&[0, 1, 4096, 0x2_0100, 1 << 18, 1 << 22, 1 << 45, u64::MAX]);
+            let offset = choose.pick(&[0, 0, 0, 4096, 1, u64::MAX - 4095]);
+            (FrontendReq::SET_LOG_BASE, [size, offset].map(u64::to_le_bytes).concat(), 1)
+        }
+    };
+    let mut message = Message {
+        code: code.into(),
+        flags: 1 | if choose.one_in(3) { 0 } else { NEED_REPLY },
+        size: u32::try_from(body.len()).expect("a message is short"),
+        body,
+        // The first are the guest's memory: a log may be in there as well as anywhere.
+        fds: (0..count).map(|_| if choose.one_in(3) { choose.below(fds) } else { choose.below(3) }).collect(),
+    };
+    if choose.one_in(12) {
+        spoil(&mut message, choose, fds);
+    }
+    message
+}
+
 /// Mostly what is served; sometimes what is not, or nothing that there is.
 fn code(choose: &mut impl Choose) -> u32 {
     const SERVED: [FrontendReq; 24] = [

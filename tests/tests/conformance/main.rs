@@ -8,6 +8,7 @@
 mod blocks;
 mod config_space;
 mod devices;
+mod dirty_log;
 mod discard_options;
 mod hostile_messages;
 mod hostile_requests;

@@ -3,12 +3,12 @@
 use std::os::fd::AsFd;
 
 use sluice_tests::disk::{Disk, DiskSpec};
-use sluice_tests::frontend::{PROTOCOL_FEATURES, Session, ring_addresses};
+use sluice_tests::frontend::{LOG_ALL, PROTOCOL_FEATURES, Session, ring_addresses};
 use sluice_tests::guest::{Drive, EVENT_IDX, Guest, VERSION_1};
 use sluice_tests::page_cache::unwritten_pages;
 use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::shape::Shape;
-use sluice_tests::subject::Subject;
+use sluice_tests::subject::{Ability, Subject};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -45,9 +45,11 @@ fn offered(subject: Subject, spec: &DiskSpec) -> u64 {
 }
 
 fn the_offered_features_follow_the_options(subject: Subject) {
+    let log = if subject.lacks(Ability::DirtyLog).is_none() { LOG_ALL } else { 0 };
     let always = VERSION_1
         | EVENT_IDX
         | PROTOCOL_FEATURES
+        | log
         | bits(&[
             VIRTIO_RING_F_INDIRECT_DESC,
             blk::VIRTIO_BLK_F_SIZE_MAX,

@@ -230,6 +230,21 @@ fn a_disk_in_memory_is_not_handed_over() {
     assert!(matches!(server.suspend().wait(soon()), Err(HandoverError::InMemory)));
 }
 
+/// The log of what is written would have to go along, and the copy of the guest goes elsewhere soon anyway.
+#[test]
+fn a_guest_that_is_being_copied_is_handed_over_when_that_is_done() {
+    let mut bench = Bench::new();
+    let (front, mut driver) = bench.boot();
+    front.say(SET_FEATURES, &body(&[FEATURES | 1 << 26]), &[]);
+    let suspending = bench.server.as_ref().unwrap().suspend();
+    assert!(matches!(suspending.wait(soon()), Err(HandoverError::Migrating)));
+    drop(suspending);
+    driver.check_works(1, 0x11);
+    front.say(SET_FEATURES, &body(&[FEATURES]), &[]);
+    bench.hand_over();
+    driver.check_works(2, 0x22);
+}
+
 /// A place in the state where a number or a list is.
 fn places(state: &Value, path: &str, found: &mut Vec<String>) {
     match state {
