@@ -16,7 +16,9 @@ mod archive;
 mod daemon;
 mod ended;
 mod images;
+mod migration;
 mod qemu;
+mod qmp;
 mod report;
 mod running;
 
@@ -27,6 +29,7 @@ use self::archive::Archive;
 pub use self::daemon::Daemon;
 pub use self::ended::Ended;
 use self::images::Images;
+pub use self::migration::Migration;
 pub use self::report::{BareReport, LinuxReport};
 pub use self::running::Running;
 
@@ -70,6 +73,7 @@ pub struct Vm {
     files: Archive,
     may_reboot: bool,
     reconnects: bool,
+    incoming: bool,
     time_max: Duration,
     qemu: PathBuf,
     images: Images,
@@ -89,6 +93,7 @@ impl Vm {
             files: Archive::default(),
             may_reboot: false,
             reconnects: false,
+            incoming: false,
             // Under a second on an idle machine; a busy one can take a hundred times as long.
             time_max: Duration::from_secs(100),
             qemu: "qemu-system-x86_64".into(),
@@ -134,6 +139,13 @@ impl Vm {
         self
     }
 
+    /// So much memory.
+    #[must_use]
+    pub fn memory(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
     /// Another board.
     #[must_use]
     pub fn machine(mut self, machine: Machine) -> Self {
@@ -174,6 +186,22 @@ impl Vm {
     #[must_use]
     pub fn reconnecting(mut self) -> Self {
         self.reconnects = true;
+        self
+    }
+
+    /// Boots nothing, and waits for a guest that [moves](Running::migrate) here.
+    #[must_use]
+    pub fn incoming(mut self) -> Self {
+        self.incoming = true;
+        self
+    }
+
+    /// The same, on other sockets of back-ends, in the order of its disks.
+    #[must_use]
+    pub fn on_sockets(mut self, sockets: &[&Path]) -> Self {
+        for (disk, socket) in self.disks.iter_mut().zip(sockets) {
+            disk.socket = socket.to_path_buf();
+        }
         self
     }
 

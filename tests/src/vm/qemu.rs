@@ -12,8 +12,12 @@ pub(super) struct Files {
     pub(super) results: PathBuf,
     /// QEMU's own messages.
     pub(super) errors: PathBuf,
-    /// The socket of QEMU's monitor.
+    /// The socket of QEMU's monitor for people.
     pub(super) monitor: PathBuf,
+    /// That of the one for programs.
+    pub(super) qmp: PathBuf,
+    /// Where a guest comes from that moves here.
+    pub(super) incoming: PathBuf,
     /// The initramfs with the VM's own files.
     pub(super) initramfs: PathBuf,
 }
@@ -26,6 +30,8 @@ impl Files {
             results: dir.join("results"),
             errors: dir.join("qemu-errors"),
             monitor: dir.join("monitor"),
+            qmp: dir.join("qmp"),
+            incoming: dir.join("incoming"),
             initramfs: dir.join("initramfs"),
         }
     }
@@ -45,6 +51,11 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on{pages}", vm.memory_mib));
     line.option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", files.monitor.display()));
     line.words("-mon chardev=monitor,mode=readline");
+    line.option("-chardev", format!("socket,id=qmp,path={},server=on,wait=off", files.qmp.display()));
+    line.words("-mon chardev=qmp,mode=control");
+    if vm.incoming {
+        line.option("-incoming", format!("unix:{}", files.incoming.display()));
+    }
     line.option("-serial", format!("file:{}", files.console.display()));
     line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
     for (number, disk) in vm.disks.iter().enumerate() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::qemu::{self, Files};
+use super::qmp::Monitor;
 use super::{Ended, Kernel, Vm};
 
 /// How often a VM is looked at.
@@ -29,6 +30,9 @@ pub struct Running {
     time_max: Duration,
     /// QEMU stops listening to a monitor that hangs up.
     monitor: Option<UnixStream>,
+    qmp: Option<Monitor>,
+    /// What the guest has said elsewhere before: console, and results.
+    before: [String; 2],
 }
 
 impl Running {
@@ -53,17 +57,50 @@ impl Running {
             .spawn()
             .unwrap_or_else(|e| panic!("{command}\ndoes not start: {e}"));
         let deadline = Instant::now() + vm.time_max;
-        Running { child, dir: Some(dir), files, command, deadline, time_max: vm.time_max, monitor: None }
+        Running {
+            child,
+            dir: Some(dir),
+            files,
+            command,
+            deadline,
+            time_max: vm.time_max,
+            monitor: None,
+            qmp: None,
+            before: Default::default(),
+        }
     }
 
     /// What the guest has printed on its first serial port so far.
     pub fn console(&self) -> String {
-        text_of(&self.files.console)
+        format!("{}{}", self.before[0], text_of(&self.files.console))
     }
 
     /// What the guest has reported on its second serial port so far.
     pub fn results(&self) -> String {
-        text_of(&self.files.results)
+        format!("{}{}", self.before[1], text_of(&self.files.results))
+    }
+
+    /// QEMU's own messages so far.
+    pub(super) fn errors(&self) -> String {
+        text_of(&self.files.errors)
+    }
+
+    /// The guest has said some things in another VM before.
+    pub(super) fn continue_from(&mut self, other: &Self) {
+        self.before = [other.console(), other.results()];
+    }
+
+    /// Where a guest is awaited.
+    pub(super) fn incoming_socket(&self) -> &Path {
+        &self.files.incoming
+    }
+
+    /// QEMU's monitor for programs.
+    pub(super) fn qmp(&mut self) -> Result<&mut Monitor, String> {
+        match &mut self.qmp {
+            Some(monitor) => Ok(monitor),
+            none => Ok(none.insert(Monitor::connect(&self.files.qmp)?)),
+        }
     }
 
     /// Waits until `condition` is true.
@@ -143,18 +180,18 @@ impl Running {
         self.ended(status).fail(&format!("killed after {seconds} s, while this was waited for: {what}"));
     }
 
-    fn stop(&mut self) -> ExitStatus {
+    pub(super) fn stop(&mut self) -> ExitStatus {
         // Killing fails only when it has ended already.
         let _ = self.child.kill();
         self.child.wait().expect("a child can be waited for")
     }
 
-    fn ended(&self, status: ExitStatus) -> Ended {
+    pub(super) fn ended(&self, status: ExitStatus) -> Ended {
         Ended {
             status,
             console: self.console(),
             results: self.results(),
-            errors: text_of(&self.files.errors),
+            errors: self.errors(),
             command: self.command.clone(),
         }
     }

@@ -9,5 +9,6 @@ mod border;
 mod disks;
 mod hosts;
 mod kills;
+mod migrations;
 mod setup;
 mod workloads;

@@ -1,0 +1,81 @@
+//! A guest that writes and verifies all the time moves between two QEMUs, each on a daemon of its own, and both daemons on one
+//! file that one of them has locked at a time: back and forth, over and over. The guest notices nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sluice_tests::rng::Rng;
+use sluice_tests::vm::{LinuxReport, Machine, Migration};
+
+use crate::setup::{MIB, PC, Setup};
+
+/// How often the guest moves: `SLUICE_VM_MIGRATIONS`, else so often.
+fn moves(default: u32) -> u32 {
+    std::env::var("SLUICE_VM_MIGRATIONS").map_or(default, |count| count.parse().unwrap())
+}
+
+/// fio writes at random for so long and reads back what it has written, in two sizes.
+fn endure(seconds: u32) -> String {
+    let job = "rw=randwrite\nverify=crc32c\nverify_fatal=1\nverify_backlog=256\ntime_based=1\nsize=24m\n";
+    format!(
+        "[global]\nfilename=${{DEV}}\nioengine=libaio\ndirect=1\nruntime={seconds}\n{job}\
+         [small]\nbs=4k\niodepth=16\noffset=0\n[large]\nbs=64k\niodepth=8\noffset=32m\n"
+    )
+}
+
+fn median(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], times[times.len() - 1])
+}
+
+fn moves_and_notices_nothing(setup: Setup, count: u32) {
+    eprintln!("{setup:?}");
+    let disk = setup.disk(64 * MIB, None);
+    let mut daemons = [setup.daemon(&[&disk]), setup.daemon(&[&disk])];
+    let sockets: Vec<_> = daemons.iter().map(|daemon| daemon.socket(0).to_path_buf()).collect();
+    let vm = setup.vm(&daemons[0], &["smoke", "fio", "mkfs"]).word("sluice.fio=endure").memory(256);
+    // The clock of a guest stands still while it does: this is time in which it runs.
+    let vm = vm.file("fio/endure.fio", endure(3 * count).as_bytes());
+    let mut running = vm.start();
+    running.wait_until("fio runs", |vm| vm.console().contains("fio: endure"));
+    let mut rng = Rng::for_test(14);
+    let mut migrations: Vec<Migration> = Vec::new();
+    for turn in 1..=count as usize {
+        std::thread::sleep(Duration::from_millis(rng.between(200, 1000) as u64));
+        let socket: &Path = &sockets[turn % 2];
+        let to = vm.clone().incoming().on_sockets(&[socket]).start();
+        let (there, migration) = running.migrate(to);
+        running = there;
+        migrations.push(migration);
+        assert!(!running.results().contains("ran.fio="), "fio has ended before the last move");
+    }
+    let ended = running.finish();
+    let console = ended.console.clone();
+    let report = LinuxReport::passed(ended);
+    report.assert_made("fio.endure");
+    for check in ["fsck", "checksums", "fsck.again", "checksums.again"] {
+        report.assert_made(check);
+    }
+    for error in ["I/O error", "blk_update_request", "hung"] {
+        assert!(!console.contains(error), "the guest has noticed: {error}\n{console}");
+    }
+    daemons.iter_mut().for_each(|daemon| daemon.assert_well());
+    let (total, total_max) = median(migrations.iter().map(|migration| migration.total).collect());
+    let (down, down_max) = median(migrations.iter().map(|migration| migration.downtime).collect());
+    eprintln!(
+        "{count} migrations: {total:?} (median), {total_max:?} (most); the guest stood still for {down:?} (median), \
+         {down_max:?} (most)"
+    );
+}
+
+#[test]
+fn a_guest_with_two_queues_moves_and_notices_nothing() {
+    let setup = Setup { queues: 2, ..PC };
+    moves_and_notices_nothing(setup, moves(20));
+}
+
+#[test]
+fn a_guest_over_mmio_moves_and_notices_nothing() {
+    let setup = Setup { machine: Machine::Microvm, queues: 1, block: 4096, cache: "writeback", ..PC };
+    moves_and_notices_nothing(setup, moves(4).min(4));
+}
