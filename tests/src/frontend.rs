@@ -75,12 +75,20 @@ impl Session {
     /// # Panics
     /// If nobody accepts in time.
     pub fn connect(path: &Path) -> Self {
+        Self::connect_trying(path, Duration::from_millis(5))
+    }
+
+    /// Connects, and tries so often for a back-end that is only just starting. Sends nothing.
+    ///
+    /// # Panics
+    /// If nobody accepts in time.
+    pub fn connect_trying(path: &Path, pause: Duration) -> Self {
         let deadline = Instant::now() + PATIENCE;
         let stream = loop {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,
                 Err(e) if Instant::now() > deadline => panic!("cannot connect to {}: {e}", path.display()),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => std::thread::sleep(pause),
             }
         };
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
