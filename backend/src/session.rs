@@ -226,7 +226,15 @@ fn ring(result: std::result::Result<(), RingError>) -> Result<()> {
 }
 
 impl VhostUserBackendReqHandlerMut for Session {
+    /// A front-end begins. If there is memory, one has begun before, its device was unplugged, and this is another one on the
+    /// same connection (QEMU's `device_del` and `device_add`), which knows nothing of the memory and the rings of the first.
     fn set_owner(&mut self) -> Result<()> {
+        if !self.rings.memory().regions().is_empty() {
+            self.rings.reset();
+            self.rings.set_memory(GuestMem::default());
+            self.accepted = None;
+            self.device.config().disconnect();
+        }
         Ok(())
     }
 

@@ -73,6 +73,8 @@ pub enum Ability {
     RefusesSecond,
     /// Has memory slots: ADD_MEM_REG, REM_MEM_REG.
     MemorySlots,
+    /// Serves another front-end on a connection that has had one.
+    BeginsAgain,
     /// Has RESET_DEVICE.
     ResetDevice,
     /// Completes what is in flight before it answers GET_VRING_BASE.
@@ -230,6 +232,7 @@ fn adapter_lacks(ability: Ability) -> Option<&'static str> {
         Ability::LargerRings => Some("vhost-user-backend refuses it"),
         Ability::RefusesSecond => Some("vhost-user-backend accepts when it has served the one before"),
         Ability::SeveralDisks => Some("a daemon of vhost-user-backend serves one device"),
+        Ability::BeginsAgain => Some("vhost-user-backend has one owner in a connection"),
         Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("vhost-user-backend looks at rings that are gone, too"),
         Ability::DirtyLog => {
@@ -256,6 +259,7 @@ fn reference_lacks(ability: Ability) -> Option<&'static str> {
         Ability::DiscardOptions => Some("it has no options"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
         Ability::SeveralDisks => Some("one is enough for an oracle"),
+        Ability::BeginsAgain => Some("vhost-user-backend has one owner in a connection"),
         Ability::Inflight => Some("vhost-user-backend 0.24 refuses it"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),
         Ability::DirtyLog => Some("not worth it for an oracle"),
@@ -301,6 +305,7 @@ fn qemu_lacks(ability: Ability) -> Option<&'static str> {
         Ability::EmptyDescriptors => Some("it stops the ring at a descriptor of length 0"),
         Ability::DiscardOptions => Some("it calls them by other names"),
         Ability::OddSizes => Some("it reads what is not there as zeroes"),
+        Ability::BeginsAgain => Some("its library hangs up when it is given memory that it has"),
         Ability::SeveralDisks => Some("it does, but isolation is the product's promise"),
         Ability::Inflight => Some("it checks nothing of what it is given back"),
         Ability::SurvivesLostMemory => Some("it dies of SIGBUS"),

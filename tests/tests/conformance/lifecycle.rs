@@ -24,6 +24,7 @@ sluice_tests::suite! {
     a_disabled_ring_does_nothing_and_loses_nothing: [DisableStops],
     a_ring_starts_afresh_with_another_size: [],
     the_memory_table_changes_between_requests: [],
+    the_memory_table_changes_while_requests_are_in_flight: [StopDrains],
     a_guest_address_moves_to_another_file: [],
     memory_slots_come_and_go: [MemorySlots],
     there_are_many_memory_slots: [MemorySlots],
@@ -31,7 +32,9 @@ sluice_tests::suite! {
     a_second_front_end_is_turned_away: [RefusesSecond],
     front_ends_that_leave_early_change_nothing: [],
     a_front_end_leaves_in_the_middle: [],
+    a_device_is_plugged_in_again_on_the_same_connection: [MemorySlots, BeginsAgain],
     reset_device_starts_over: [ResetDevice],
+    a_device_is_reset_in_the_middle: [ResetDevice],
     the_flags_of_event_fds_are_left_alone: [LeavesFdFlags],
 }
 
@@ -177,6 +180,28 @@ fn the_memory_table_changes_between_requests(subject: Subject) {
     }
 }
 
+/// A guest is given memory, and loses it again, in the middle of its writes: none is lost and none is done twice.
+fn the_memory_table_changes_while_requests_are_in_flight(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    let mut rng = Rng::for_test(41);
+    let all = guest.memory.regions().to_vec();
+    let fewer = without(&guest.memory, all[2].guest_addr);
+    for round in 0..20 {
+        let lane = &mut guest.lanes[0];
+        for i in 0..64 {
+            assert!(lane.launch(
+                &Request::write(i * 128, rng.bytes(64 * SECTOR)),
+                &Shape::pieces(&[8192]).indirect()
+            ));
+        }
+        lane.ring.submit();
+        std::thread::sleep(Duration::from_micros(rng.below(300) as u64));
+        guest.announce(if round % 2 == 0 { &fewer } else { &all });
+        guest.lanes[0].land_all();
+    }
+    guest.check_file();
+}
+
 /// The same guest address, backed by another file: what was mapped before must not be used any more.
 fn a_guest_address_moves_to_another_file(subject: Subject) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
@@ -300,6 +325,45 @@ fn a_front_end_leaves_in_the_middle(subject: Subject) {
         guest.redial();
         guest.lanes[0].abandon();
         guest.set_up();
+        guest.check_works();
+    }
+}
+
+/// As QEMU does it after `device_del` and `device_add`: another front-end begins, and the first has taken nothing back.
+fn a_device_is_plugged_in_again_on_the_same_connection(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    let memory = std::sync::Arc::clone(&guest.memory);
+    for _ in 0..3 {
+        guest.check_works();
+        guest.stop_ring();
+        let features = guest.drive.features;
+        let negotiated = guest.session().negotiate(features);
+        guest.need(negotiated, "negotiation on a connection that has had one");
+        for region in memory.regions() {
+            let added = guest.session().add_region(region);
+            guest.need(added, "the memory that the one before had");
+        }
+        guest.start_rings();
+    }
+    guest.check_works();
+}
+
+/// All that was in flight is over when the reset is answered: the driver has its memory back.
+fn a_device_is_reset_in_the_middle(subject: Subject) {
+    let mut guest = Guest::boot(subject, &DiskSpec::default());
+    let shape = Shape::pieces(&[4096]).indirect();
+    for round in 0..15 {
+        let lane = &mut guest.lanes[0];
+        for i in 0..64 {
+            assert!(lane.launch(&Request::read(i * 64, 128 * SECTOR), &shape));
+        }
+        lane.ring.submit();
+        std::thread::sleep(Duration::from_micros(50 * (round % 5)));
+        let reset = guest.session().frontend().reset_device();
+        guest.need(reset, "RESET_DEVICE");
+        guest.lanes[0].abandon();
+        guest.renegotiate();
+        guest.start_rings();
         guest.check_works();
     }
 }
