@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Holdings {
     /// File descriptors.
     pub fds: usize,
-    /// Threads.
+    /// Threads, without those that the kernel makes for an io_uring, which come and go.
     pub threads: usize,
     /// Mappings of files and of memory that is shared; the allocator's own come and go.
     pub mappings: usize,
@@ -31,7 +31,28 @@ impl Holdings {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("a process has mappings");
         // Address, permissions, offset, device, inode, path: a mapping of nothing has inode 0.
         let of_files = |line: &&str| line.split_whitespace().nth(4).is_some_and(|inode| inode != "0");
-        Holdings { fds: count("fd"), threads: count("task"), mappings: maps.lines().filter(of_files).count() }
+        Holdings {
+            fds: count("fd"),
+            threads: threads_of(pid),
+            mappings: maps.lines().filter(of_files).count(),
+        }
+    }
+
+    /// What the process holds when that has not changed for a while.
+    ///
+    /// # Panics
+    /// If it goes on to change.
+    pub fn settled_of(pid: u32) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut last, mut same) = (Self::of(pid), 0);
+        while same < 10 {
+            assert!(Instant::now() < deadline, "process {pid} goes on to take and give back");
+            std::thread::sleep(Duration::from_millis(10));
+            let now = Self::of(pid);
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
     }
 
     /// Waits until the process holds just this, as it gives back what it has in its own time.
@@ -55,6 +76,12 @@ impl fmt::Display for Holdings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} fds, {} threads, {} mappings of files", self.fds, self.threads, self.mappings)
     }
+}
+
+fn threads_of(pid: u32) -> usize {
+    let dir = fs::read_dir(format!("/proc/{pid}/task")).expect("a process has threads");
+    let names = dir.flatten().filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("iou-")).count()
 }
 
 /// The memory of its own that a process has resident, in KiB.

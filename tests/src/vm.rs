@@ -68,6 +68,9 @@ pub struct Vm {
     cpus: u16,
     memory_mib: u32,
     huge_pages: bool,
+    /// Up to so much memory can be plugged in.
+    memory_mib_max: Option<u32>,
+    devices: Vec<String>,
     disks: Vec<VmDisk>,
     words: Vec<String>,
     files: Archive,
@@ -88,6 +91,8 @@ impl Vm {
             cpus: 1,
             memory_mib: 64,
             huge_pages: false,
+            memory_mib_max: None,
+            devices: Vec::new(),
             disks: Vec::new(),
             words: Vec::new(),
             files: Archive::default(),
@@ -112,6 +117,9 @@ impl Vm {
         files.add("jobs/unmap", 0o755, include_bytes!("vm/jobs/unmap"));
         files.add("jobs/small-blocks", 0o755, include_bytes!("vm/jobs/small-blocks"));
         files.add("jobs/write-through", 0o755, include_bytes!("vm/jobs/write-through"));
+        files.add("jobs/reboots", 0o755, include_bytes!("vm/jobs/reboots"));
+        files.add("jobs/hotplug", 0o755, include_bytes!("vm/jobs/hotplug"));
+        files.add("jobs/memory", 0o755, include_bytes!("vm/jobs/memory"));
         let vm = Vm {
             kernel: Kernel::Linux,
             machine,
@@ -158,6 +166,20 @@ impl Vm {
     pub fn huge_pages(mut self, memory_mib: u32) -> Self {
         self.huge_pages = true;
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Memory can be plugged in while it runs, up to so many MiB.
+    #[must_use]
+    pub fn growing_to(mut self, memory_mib_max: u32) -> Self {
+        self.memory_mib_max = Some(memory_mib_max);
+        self
+    }
+
+    /// Adds a device before the disks, in QEMU's words.
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.push(device.to_owned());
         self
     }
 

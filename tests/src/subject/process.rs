@@ -164,6 +164,11 @@ impl Process {
         self.ended.map(|status| format!("the process ended by itself with {status}:\n{}", self.log()))
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the process at once, and does not wait for that.
     pub(crate) fn kill(&mut self) {
         self.judged = false;
@@ -234,7 +239,7 @@ impl Backend for Process {
     }
 
     fn pid(&self) -> Option<u32> {
-        Some(self.child.id())
+        Some(self.id())
     }
 
     fn kill(&mut self) {

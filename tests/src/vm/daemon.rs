@@ -39,6 +39,11 @@ impl Daemon {
         &self.sockets[number]
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it at once, as an unlucky one ends, and waits until it is gone, as a service manager does.
     pub fn kill(&mut self) {
         self.process.kill();

@@ -46,7 +46,8 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     }
     board(&mut line, vm.machine);
     line.words(&format!("-accel {} -cpu {}", accel(), cpu()));
-    line.words(&format!("-smp {} -m {}", vm.cpus, vm.memory_mib));
+    let grows = vm.memory_mib_max.map(|most| format!(",slots=8,maxmem={most}M")).unwrap_or_default();
+    line.words(&format!("-smp {} -m {}{grows}", vm.cpus, vm.memory_mib));
     let pages = if vm.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
     line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on{pages}", vm.memory_mib));
     line.option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", files.monitor.display()));
@@ -58,6 +59,9 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     }
     line.option("-serial", format!("file:{}", files.console.display()));
     line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
+    for device in &vm.devices {
+        line.option("-device", device.clone());
+    }
     for (number, disk) in vm.disks.iter().enumerate() {
         attach(&mut line, vm, number, disk);
     }

@@ -126,13 +126,36 @@ impl Running {
     /// # Panics
     /// If QEMU's monitor does not take the command.
     pub fn reset(&mut self) {
-        if let Err(error) = self.command_monitor("system_reset") {
-            let status = self.stop();
-            self.ended(status).fail(&format!("QEMU's monitor does not answer: {error}"));
+        self.command("system_reset");
+    }
+
+    /// Gives QEMU's monitor a command.
+    ///
+    /// # Panics
+    /// If it does not take it.
+    pub fn command(&mut self, command: &str) {
+        match self.command_monitor(command) {
+            Ok(answer) if !answer.contains("Error") => {}
+            answer => {
+                let status = self.stop();
+                self.ended(status).fail(&format!("QEMU's monitor on {command}: {answer:?}"));
+            }
         }
     }
 
-    fn command_monitor(&mut self, command: &str) -> io::Result<()> {
+    /// Gives QEMU's monitor a command, again and again until it takes it.
+    ///
+    /// # Panics
+    /// If it never does.
+    pub fn wait_until_takes(&mut self, command: &str) {
+        while !self.command_monitor(command).is_ok_and(|answer| !answer.contains("Error")) {
+            self.check_time(command);
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// What the monitor answers, with an echo of the command.
+    fn command_monitor(&mut self, command: &str) -> io::Result<String> {
         let is_new = self.monitor.is_none();
         let stream = match &mut self.monitor {
             Some(stream) => stream,
@@ -142,10 +165,10 @@ impl Running {
         stream.set_read_timeout(Some(left))?;
         // A prompt means that QEMU takes a command, and the next one that it has taken it.
         if is_new {
-            skip_prompt(stream)?;
+            read_to_prompt(stream)?;
         }
         stream.write_all(format!("{command}\n").as_bytes())?;
-        skip_prompt(stream)
+        read_to_prompt(stream)
     }
 
     /// Ends the machine at once, as a crash of QEMU does.
@@ -221,7 +244,7 @@ fn text_of(path: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
 }
 
-fn skip_prompt(stream: &mut UnixStream) -> io::Result<()> {
+fn read_to_prompt(stream: &mut UnixStream) -> io::Result<String> {
     const PROMPT: &[u8] = b"(qemu) ";
     let mut seen = Vec::new();
     let mut byte = [0];
@@ -229,5 +252,5 @@ fn skip_prompt(stream: &mut UnixStream) -> io::Result<()> {
         stream.read_exact(&mut byte)?;
         seen.extend_from_slice(&byte);
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&seen).into_owned())
 }

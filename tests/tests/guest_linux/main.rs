@@ -7,6 +7,7 @@
 
 mod border;
 mod disks;
+mod events;
 mod hosts;
 mod kills;
 mod migrations;
