@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Running;
+use super::qmp::Monitor;
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(10);
@@ -42,14 +43,40 @@ impl Running {
         (to, migration)
     }
 
-    fn try_migrate(&mut self, to: &mut Running) -> Result<Migration, String> {
+    /// Begins to move the guest and thinks better of it: the guest goes on here, and the other VM is ended.
+    ///
+    /// # Panics
+    /// If QEMU cannot.
+    pub fn migrate_in_vain(&mut self, mut to: Running) {
+        if let Err(why) = self.try_in_vain(&mut to) {
+            let status = self.stop();
+            self.ended(status).fail(&format!("a migration was not given up: {why}"))
+        }
+    }
+
+    fn try_in_vain(&mut self, to: &mut Running) -> Result<(), String> {
+        // So slow that it cannot come to an end.
+        self.begin_to_migrate(to, 8 << 20)?;
+        let source = self.qmp()?;
+        await_status(source, "active")?;
+        source.ask("migrate_cancel", json!({}))?;
+        await_status(source, "cancelled")
+    }
+
+    fn begin_to_migrate(&mut self, to: &mut Running, bytes_per_second: u64) -> Result<(), String> {
         let uri = format!("unix:{}", to.incoming_socket().display());
         // It listens when its monitor answers.
         to.qmp()?.ask("query-status", json!({}))?;
         let source = self.qmp()?;
-        // As fast as it can: by default it is slow, for networks' sake.
-        source.ask("migrate-set-parameters", json!({ "max-bandwidth": 8_u64 << 30 }))?;
+        source.ask("migrate-set-parameters", json!({ "max-bandwidth": bytes_per_second }))?;
         source.ask("migrate", json!({ "uri": uri }))?;
+        Ok(())
+    }
+
+    fn try_migrate(&mut self, to: &mut Running) -> Result<Migration, String> {
+        // As fast as it can: by default it is slow, for networks' sake.
+        self.begin_to_migrate(to, 8 << 30)?;
+        let source = self.qmp()?;
         let begun = Instant::now();
         loop {
             let told = source.ask("query-migrate", json!({}))?;
@@ -66,6 +93,20 @@ impl Running {
                 }
                 Some(_) => std::thread::sleep(LOOK),
             }
+        }
+    }
+}
+
+/// Waits until a migration is so far.
+fn await_status(source: &mut Monitor, status: &str) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        let told = source.ask("query-migrate", json!({}))?;
+        match told["status"].as_str() {
+            Some(now) if now == status => return Ok(()),
+            Some("completed" | "failed") => return Err(format!("{told}")),
+            _ if begun.elapsed() > Duration::from_secs(60) => return Err(format!("not {status}: {told}")),
+            _ => std::thread::sleep(LOOK),
         }
     }
 }
