@@ -238,7 +238,9 @@ impl ChainParser {
         queue: &mut RequestQueue,
     ) -> Option<Transfer> {
         let Plain { header, data, status } = Plain::read(vring, head, pin)?;
-        let (kind, sector) = interpret(header);
+        // Drivers keep a header and its status together, and have few regions.
+        let near = pin.near(header)?;
+        let (kind, sector) = interpret(near.read_value(header)?);
         let op = match (kind, data.is_writable()) {
             (VIRTIO_BLK_T_IN, true) => Op::Read,
             (VIRTIO_BLK_T_OUT, false) if !config.is_read_only() => {
@@ -248,9 +250,9 @@ impl ChainParser {
         };
         let block = queue.limits().logical_block_size;
         let range = DiskRange::new(sector, data.len.into(), config.capacity(), block).ok()?;
-        let status = pin.slice(status, 1).ok()?;
+        let status = near.slice(status, 1).ok()?;
         let mut bio = queue.bios().try_take(op, range)?;
-        if !bio.sg.map_one(pin, data.addr, data.len as usize) {
+        if !bio.sg.map_one(&near, data.addr, data.len as usize) {
             queue.bios().put(bio);
             return None;
         }

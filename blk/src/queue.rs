@@ -164,6 +164,15 @@ struct Chain {
     is_late: bool,
 }
 
+impl Chain {
+    /// So many more bytes of its memory were written.
+    #[inline]
+    fn credit(&mut self, bytes: u32) {
+        // What a chain has in memory was checked to fit a u32.
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
 /// What a disk has refused once and is not asked again.
 #[derive(Debug, Default)]
 struct Unsupported {

@@ -196,11 +196,19 @@ impl MemPin {
         &self.0
     }
 
+    /// The place at `addr`, which is in a region.
+    #[must_use]
+    #[inline(always)]
+    pub fn near(&self, addr: u64) -> Option<Near<'_>> {
+        let (region, _) = self.memory().find(addr)?;
+        Some(Near { pin: self, region })
+    }
+
     /// `len` bytes at `addr`, within one region.
     ///
     /// # Errors
     /// [`BadAddress`] when they are in none, or not in one.
-    #[inline(always)]
+    #[inline]
     pub fn slice(&self, addr: u64, len: usize) -> Result<GuestSlice, BadAddress> {
         let bad = BadAddress { addr, len: len as u64 };
         let (region, room) = self.memory().find(addr).ok_or(bad)?;
@@ -233,7 +241,7 @@ impl MemPin {
     ///
     /// # Errors
     /// [`BadAddress`].
-    #[inline(always)]
+    #[inline]
     pub fn read_value<T: ByteValued>(&self, addr: u64) -> Result<T, BadAddress> {
         let mut value = T::zeroed();
         let (piece, _) = self.memory().piece(addr, size_of::<T>())?;
@@ -249,6 +257,65 @@ impl MemPin {
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// A place in a guest's memory: what is asked for near it is likely to be in the same region, which is looked at first.
+#[derive(Debug, Clone, Copy)]
+pub struct Near<'a> {
+    pin: &'a MemPin,
+    region: &'a Region,
+}
+
+impl<'a> Near<'a> {
+    /// As [`GuestMem::find`].
+    #[inline(always)]
+    fn find(&self, addr: u64) -> Option<(&'a Region, u64)> {
+        // What is before the region is past its end, too, as numbers wrap.
+        match self.region.size().checked_sub(addr.wrapping_sub(self.region.guest_addr())) {
+            Some(left) if left > 0 => Some((self.region, left)),
+            _ => self.pin.memory().find(addr),
+        }
+    }
+
+    /// As [`MemPin::slice`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline(always)]
+    pub fn slice(&self, addr: u64, len: usize) -> Result<GuestSlice, BadAddress> {
+        let bad = BadAddress { addr, len: len as u64 };
+        let (region, room) = self.find(addr).ok_or(bad)?;
+        if room < len as u64 {
+            return Err(bad);
+        }
+        let ptr = self.pin.memory().pointer(region, addr);
+        // SAFETY: the range is in one region of this memory (`find` and the check of `room`).
+        Ok(unsafe { GuestSlice::new(ptr, len, self.pin.clone()) })
+    }
+
+    /// As [`MemPin::read_value`] of a value that is in one region; `None` where it is not.
+    #[must_use]
+    #[inline(always)]
+    pub fn read_value<T: ByteValued>(&self, addr: u64) -> Option<T> {
+        let mut value = T::zeroed();
+        let (piece, _) = self.piece(addr, size_of::<T>())?;
+        piece.copy_out(value.as_mut_slice());
+        Some(value)
+    }
+
+    /// The `len` bytes at `addr`, if they are in one region, and whether they can be pinned.
+    #[inline(always)]
+    pub(crate) fn piece(&self, addr: u64, len: usize) -> Option<(IoVec, bool)> {
+        let (region, room) = self.find(addr)?;
+        let is_in_one = room >= len as u64;
+        is_in_one.then(|| (IoVec::new(self.pin.memory().pointer(region, addr), len), region.is_pinnable()))
+    }
+
+    /// What keeps the memory mapped.
+    #[inline(always)]
+    pub(crate) fn pin(&self) -> &'a MemPin {
+        self.pin
     }
 }
 

@@ -23,7 +23,7 @@
 pub mod anon;
 pub mod bounce;
 pub mod budget;
-#[cfg(feature = "crash-points")]
+#[cfg(all(feature = "crash-points", debug_assertions))]
 pub mod crash;
 pub mod dirty;
 pub mod gfp;

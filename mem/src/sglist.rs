@@ -39,7 +39,7 @@ use std::ptr::NonNull;
 
 use crate::PAGE_SIZE;
 use crate::gfp::Gfp;
-use crate::guest::{BadAddress, MemPin};
+use crate::guest::{BadAddress, MemPin, Near};
 use crate::kzalloc::{AllocError, Arena, KBox, Pages, kzalloc};
 use crate::slice::{copy_blocks, copy_once};
 
@@ -242,18 +242,15 @@ impl SgList {
         Ok(len - left)
     }
 
-    /// Makes an empty list one of `len` bytes of guest memory at `addr`, if they are in one region, as most are. Returns
+    /// Makes an empty list one of `len` bytes of guest memory at `addr`, perhaps near a place, if they are in one region, as most are. Returns
     /// whether it is that now; else it is as it was.
     #[must_use]
     #[inline(always)]
-    pub fn map_one(&mut self, pin: &MemPin, addr: u64, len: usize) -> bool {
+    pub fn map_one(&mut self, near: &Near<'_>, addr: u64, len: usize) -> bool {
         assert!(self.end == 0 && self.guest.is_none() && self.pages.is_none(), "the list is empty");
-        let Ok((piece, pinnable)) = pin.memory().piece(addr, len) else { return false };
-        if piece.len() != len {
-            return false;
-        }
+        let Some((piece, pinnable)) = near.piece(addr, len) else { return false };
         (self.inline[0], self.end, self.bytes, self.pinnable) = (piece, 1, len, pinnable);
-        self.guest = Some(pin.clone());
+        self.guest = Some(near.pin().clone());
         true
     }
 

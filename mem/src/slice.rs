@@ -77,7 +77,7 @@ impl GuestSlice {
     /// When the value does not lie in the range.
     #[inline]
     pub fn write<T: ByteValued>(&self, offset: usize, value: T) {
-        #[cfg(feature = "crash-points")]
+        #[cfg(all(feature = "crash-points", debug_assertions))]
         crate::crash::point();
         let target = self.at(offset, size_of::<T>());
         let source = std::ptr::from_ref(&value).cast::<u8>();
@@ -101,7 +101,7 @@ impl GuestSlice {
     /// When it does not lie in the range or is not aligned.
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
-        #[cfg(feature = "crash-points")]
+        #[cfg(all(feature = "crash-points", debug_assertions))]
         crate::crash::point();
         word(self.atomic(offset)).store(value.to_le(), order);
     }

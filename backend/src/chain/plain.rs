@@ -18,10 +18,11 @@ use crate::vring::Vring;
 /// The parts of a plain chain.
 #[derive(Debug)]
 pub(super) struct Plain {
-    pub(super) header: Header,
+    /// The address of the header.
+    pub(super) header: u64,
     /// Not empty.
     pub(super) data: Buffer,
-    /// The address of the byte.
+    /// The address of the status byte.
     pub(super) status: u64,
 }
 
@@ -34,23 +35,19 @@ impl Plain {
     pub(super) fn read(vring: &Vring, head: u16, pin: &MemPin) -> Option<Self> {
         let first = vring.descriptor(head)?;
         if flags(first) != VRING_DESC_F_INDIRECT {
-            return Self::from(first, |index| vring.descriptor(index), pin);
+            return Self::from(first, |index| vring.descriptor(index));
         }
         if !vring.has_indirect() || first.len() != Self::DESCRIPTORS * DESCRIPTOR_BYTES {
             return None;
         }
         let table = pin.slice(first.addr().0, first.len() as usize).ok()?;
         let descriptor = |index| table.try_read(usize::from(index).wrapping_mul(DESCRIPTOR_BYTES as usize));
-        Self::from(descriptor(0)?, descriptor, pin)
+        Self::from(descriptor(0)?, descriptor)
     }
 
     /// The chain that begins with `header` and goes on in the table that `descriptor` reads.
     #[inline(always)]
-    fn from(
-        header: Descriptor,
-        descriptor: impl Fn(u16) -> Option<Descriptor>,
-        pin: &MemPin,
-    ) -> Option<Self> {
+    fn from(header: Descriptor, descriptor: impl Fn(u16) -> Option<Descriptor>) -> Option<Self> {
         if flags(header) != VRING_DESC_F_NEXT || header.len() as usize != size_of::<Header>() {
             return None;
         }
@@ -62,11 +59,7 @@ impl Plain {
         if flags(status) != VRING_DESC_F_WRITE || status.len() != 1 {
             return None;
         }
-        Some(Self {
-            header: pin.read_value(header.addr().0).ok()?,
-            data: Buffer::of(data),
-            status: status.addr().0,
-        })
+        Some(Self { header: header.addr().0, data: Buffer::of(data), status: status.addr().0 })
     }
 }
 

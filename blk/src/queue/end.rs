@@ -30,9 +30,9 @@ impl RequestQueue {
         match result {
             // As most end: all was moved at once, and nothing is to be copied or divided.
             Ok(count) if request.is_plain() && request.is_all_moved(count) && self.late() == 0 => {
-                self.account(&request, count);
+                let bytes = self.account(&request, count);
                 let bio = self.release(request);
-                self.finish(bio, Status::Ok)
+                self.finish(bio, Status::Ok, bytes)
             }
             _ => self.end_otherwise(request, result),
         }
@@ -76,11 +76,12 @@ impl RequestQueue {
 
     /// `count` bytes were read or written; when that is not all, the rest is tried.
     fn moved(&mut self, mut request: Request, count: u32) -> Option<Completed> {
-        self.account(&request, count);
+        let bytes = self.account(&request, count);
+        self.credit(&request, bytes);
         let mut left = count;
         while let Some(bio) = request.advance(&mut left) {
             // Not the last bio of its chain.
-            let _ = self.finish(bio, Status::Ok);
+            let _ = self.finish(bio, Status::Ok, 0);
         }
         request.state_mut().retries = 0;
         if request.len() == 0 {
@@ -113,7 +114,8 @@ impl RequestQueue {
             }
             _ => {}
         }
-        self.account(&request, len);
+        let bytes = self.account(&request, len);
+        self.credit(&request, bytes);
         request.state_mut().retries = 0;
         self.finish_request(request, Status::Ok)
     }
@@ -131,17 +133,21 @@ impl RequestQueue {
         None
     }
 
-    /// Counts bytes that the guest wanted read or written.
+    /// Counts bytes that the guest wanted read or written. Returns how many of its memory were written.
     #[inline(always)]
-    fn account(&mut self, request: &Request, count: u32) {
+    fn account(&self, request: &Request, count: u32) -> u32 {
         if request.command() == Command::Read {
-            // What a chain has in memory was checked to fit a u32.
-            let chain = &mut self.chains[request.bio().chain as usize];
-            chain.bytes = chain.bytes.saturating_add(count);
             self.stats.bytes_read.add(u64::from(count));
+            count
         } else {
             self.stats.bytes_written.add(u64::from(count));
+            0
         }
+    }
+
+    /// So many bytes of the memory of a request were written, which is not done.
+    fn credit(&mut self, request: &Request, bytes: u32) {
+        self.chains[request.bio().chain as usize].credit(bytes);
     }
 
     /// A range was discarded or zeroed; with FUA that still has to be made durable.
@@ -223,9 +229,9 @@ impl RequestQueue {
         while let Some(next) = bios.next.take() {
             let bio = std::mem::replace(&mut bios, next);
             // Not the last bio of its chain.
-            let _ = self.finish(bio, status);
+            let _ = self.finish(bio, status, 0);
         }
-        self.finish(bios, status)
+        self.finish(bios, status, 0)
     }
 
     /// A request is done without the engine having said so.
@@ -236,16 +242,17 @@ impl RequestQueue {
 
     /// A bio is done without the engine.
     pub(super) fn finish_early(&mut self, bio: Box<Bio>, status: Status) {
-        let completed = self.finish(bio, status);
+        let completed = self.finish(bio, status, 0);
         self.done.extend(completed);
     }
 
-    /// A bio is done. Returns its chain if it was the last of it.
+    /// A bio is done, of whose memory `bytes` more were written. Returns its chain if it was the last of it.
     #[inline(always)]
-    fn finish(&mut self, bio: Box<Bio>, status: Status) -> Option<Completed> {
+    fn finish(&mut self, bio: Box<Bio>, status: Status, bytes: u32) -> Option<Completed> {
         let index = bio.chain;
         self.bios.put(bio);
         let chain = &mut self.chains[index as usize];
+        chain.credit(bytes);
         if chain.status == Status::Ok {
             chain.status = status;
         }

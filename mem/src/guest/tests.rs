@@ -72,6 +72,33 @@ fn user_addresses_are_looked_up_in_one_region() {
 }
 
 #[test]
+fn what_is_near_a_place_is_found_wherever_it_is() {
+    let regions = [region(0x1000, 0, 2, 1), region(0x3000, 0x10000, 1, 3), region(0x8000, 0x20000, 1, 7)];
+    let pin = MemPin::new(Arc::new(GuestMem::new(regions.to_vec()).expect("disjoint")));
+    let edges = [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x8000, 0x9000, u64::MAX];
+    let addrs: Vec<u64> =
+        edges.iter().flat_map(|edge| (-9..9).map(|by| edge.wrapping_add_signed(by))).collect();
+    for place in &addrs {
+        let Some(near) = pin.near(*place) else {
+            assert!(pin.slice(*place, 1).is_err());
+            continue;
+        };
+        for (addr, len) in addrs.iter().flat_map(|addr| [1, 8, 0x1000].map(|len| (*addr, len))) {
+            let value = |slice: Result<GuestSlice, BadAddress>| slice.map(|slice| slice.read::<u8>(len - 1));
+            assert_eq!(
+                value(near.slice(addr, len)),
+                value(pin.slice(addr, len)),
+                "{addr:#x} near {place:#x}"
+            );
+        }
+        for addr in &addrs {
+            let there = pin.slice(*addr, 8).ok().map(|slice| slice.read::<u64>(0));
+            assert_eq!(near.read_value::<u64>(*addr), there, "{addr:#x} near {place:#x}");
+        }
+    }
+}
+
+#[test]
 fn a_slice_is_in_one_region_and_a_read_may_be_in_several() {
     let memory =
         GuestMem::new(vec![region(0x1000, 0x1000, 1, 1), region(0x2000, 0x2000, 1, 3)]).expect("disjoint");
