@@ -136,8 +136,8 @@ pub(crate) struct DiskArgs {
 
     /// Answer requests in the order in which the guest has made them
     ///
-    /// For front-ends that keep no account of what is in flight (Firecracker, crosvm, QEMU before 5.1): when the daemon has died,
-    /// its successor finds in the ring what was not answered, and does that again. A request that takes long holds up the
+    /// For front-ends that connect again but keep no account of what is in flight (such as QEMU before 5.1): when the daemon has
+    /// died, its successor finds in the ring what was not answered, and does that again. A request that takes long holds up the
     /// answers to those after it. Also a driver that does not know VIRTIO_F_IN_ORDER is answered so. To be switched while no
     /// guest uses the disk.
     #[arg(

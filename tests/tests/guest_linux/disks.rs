@@ -8,6 +8,7 @@ use sluice_tests::rng::Rng;
 use sluice_tests::vm::{LinuxReport, Machine, Vm};
 
 use crate::border::Exchange;
+use crate::events::Stage;
 use crate::setup::{
     MIB, PC, QUICK_BYTES, SECTOR, Setup, assert_bytes, assert_described, assert_fio_verified, run,
 };
@@ -94,8 +95,7 @@ fn two_vms_on_two_disks_of_one_daemon_work_at_once() {
 /// The reset button, with 128 requests in flight: the device starts again, and everything works.
 #[test]
 fn a_guest_that_is_reset_in_the_middle_of_its_io_starts_again() {
-    let disk = PC.disk(64 * MIB, None);
-    let mut daemon = PC.daemon(&[&disk]);
+    let Stage { mut daemon, before, disk } = Stage::new(PC, &[]);
     let vm = PC.vm(&daemon, &["fio"]).word("sluice.fio=mixed").word("sluice.fio_size=16m");
     let mut vm = vm.rebooting().start();
     vm.wait_until("fio has written 4 MiB", |_| file_blocks(&disk.path()) > 4 * MIB as u64 / SECTOR);
@@ -110,6 +110,7 @@ fn a_guest_that_is_reset_in_the_middle_of_its_io_starts_again() {
         report.assert_value(&format!("fio.{job}.error"), "0");
     }
     daemon.assert_well();
+    before.await_of(daemon.pid());
 }
 
 fn file_blocks(path: &Path) -> u64 {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use sluice_tests::disk::Disk;
+use sluice_tests::disk::{Disk, DiskSpec};
 use sluice_tests::frontend::Session;
 use sluice_tests::guest::VERSION_1;
 use sluice_tests::holdings::Holdings;
@@ -13,16 +13,16 @@ use sluice_tests::vm::{Daemon, LinuxReport, Machine, Running, Vm};
 use crate::setup::{MIB, PC, Setup};
 
 /// A daemon with a disk of zeroes, and what it holds.
-struct Stage {
-    daemon: Daemon,
-    before: Holdings,
+pub(crate) struct Stage {
+    pub(crate) daemon: Daemon,
+    pub(crate) before: Holdings,
     /// It outlives the daemon.
-    disk: Disk,
+    pub(crate) disk: Disk,
 }
 
 impl Stage {
-    fn new(setup: Setup) -> Self {
-        let disk = setup.disk(64 * MIB, None);
+    pub(crate) fn new(setup: Setup, options: &[(&'static str, &'static str)]) -> Self {
+        let disk = Disk::new(&DiskSpec { options: options.to_vec(), ..setup.spec(64 * MIB, None) });
         let daemon = setup.daemon(&[&disk]);
         // When a first front-end was served, all is there that stays.
         let mut session = Session::connect(daemon.socket(0));
@@ -45,7 +45,7 @@ impl Stage {
 #[test]
 fn a_guest_reboots_and_reloads_its_driver() {
     let setup = Setup { queues: 2, ..PC };
-    let stage = Stage::new(setup);
+    let stage = Stage::new(setup, &[]);
     let vm = setup.vm(&stage.daemon, &["reboots"]).word("sluice.reboots=2").rebooting();
     let report = stage.finish(vm.start());
     report.assert_made("area.after.reboot.2");
@@ -57,7 +57,7 @@ fn a_guest_reboots_and_reloads_its_driver() {
 #[test]
 fn a_guest_over_mmio_reboots_and_reloads_its_driver() {
     let setup = Setup { machine: Machine::Microvm, queues: 1, block: 4096, cache: "writeback", ..PC };
-    let stage = Stage::new(setup);
+    let stage = Stage::new(setup, &[]);
     let vm = setup.vm(&stage.daemon, &["reboots"]).word("sluice.reboots=1").rebooting();
     let report = stage.finish(vm.start());
     report.assert_made("area.after.reboot.1");
@@ -84,7 +84,7 @@ fn is_unplugged_and_plugged(stage: Stage, vm: &Vm, device: &str) {
 #[test]
 fn a_disk_is_unplugged_from_a_pc_and_plugged_in_again() {
     let setup = Setup { machine: Machine::Pc, queues: 2, ..PC };
-    let stage = Stage::new(setup);
+    let stage = Stage::new(setup, &[("in-order", "on")]);
     let vm = Vm::linux(setup.machine, 2, &["hotplug"]).disk_with(stage.daemon.socket(0), 2, "id=disk");
     is_unplugged_and_plugged(stage, &vm, "vhost-user-blk-pci,chardev=c0,num-queues=2,id=disk");
 }
@@ -92,7 +92,7 @@ fn a_disk_is_unplugged_from_a_pc_and_plugged_in_again() {
 #[test]
 fn a_disk_is_unplugged_from_a_port_of_pci_express_and_plugged_in_again() {
     let setup = Setup { queues: 1, ..PC };
-    let stage = Stage::new(setup);
+    let stage = Stage::new(setup, &[]);
     let vm = Vm::linux(setup.machine, 1, &["hotplug"]).device("pcie-root-port,id=port0,chassis=1");
     let vm = vm.disk_with(stage.daemon.socket(0), 1, "id=disk,bus=port0");
     is_unplugged_and_plugged(stage, &vm, "vhost-user-blk-pci,chardev=c0,num-queues=1,id=disk,bus=port0");
@@ -102,7 +102,7 @@ fn a_disk_is_unplugged_from_a_port_of_pci_express_and_plugged_in_again() {
 fn memory_is_plugged_in_while_a_guest_writes() {
     const DIMMS: u32 = 3;
     let setup = Setup { queues: 2, ..PC };
-    let stage = Stage::new(setup);
+    let stage = Stage::new(setup, &[("in-order", "on")]);
     let job = "[global]\nfilename=${DEV}\nioengine=libaio\ndirect=1\nrw=randwrite\nverify=crc32c\nverify_fatal=1\n\
                verify_backlog=256\ntime_based=1\nruntime=8\nsize=24m\n\
                [small]\nbs=4k\niodepth=16\noffset=0\n[large]\nbs=64k\niodepth=8\noffset=32m\n";
