@@ -99,7 +99,7 @@ fn a_disk_is_unplugged_from_a_port_of_pci_express_and_plugged_in_again() {
 }
 
 #[test]
-fn memory_is_plugged_in_while_a_guest_writes() {
+fn memory_is_plugged_in_and_out_while_a_guest_writes() {
     const DIMMS: u32 = 3;
     let setup = Setup { queues: 2, ..PC };
     let stage = Stage::new(setup, &[("in-order", "on")]);
@@ -115,8 +115,12 @@ fn memory_is_plugged_in_while_a_guest_writes() {
         vm.command(&format!("object_add memory-backend-memfd,id=more{number},size=128M,share=on"));
         vm.command(&format!("device_add pc-dimm,id=dimm{number},memdev=more{number}"));
     }
+    vm.wait_until("fio runs again", |vm| vm.console().contains("memory: unplug"));
+    vm.command(&format!("device_del dimm{}", DIMMS - 1));
     let report = stage.finish(vm);
     report.assert_made("fio.endure");
     report.assert_made("memory.used");
     report.assert_made("fio.large");
+    report.assert_made("memory.shrunk");
+    report.assert_made("fio.small");
 }
