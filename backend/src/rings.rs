@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
+use sluice_blk::disk::{LockError, LockGuard};
 use sluice_mem::dirty::DirtyLog;
 use sluice_mem::guest::GuestMem;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
@@ -484,6 +485,17 @@ impl Rings {
     }
 
     fn start_if_complete(&mut self, index: u32) -> Result<(), RingError> {
+        let lock = |rings: &mut Self| rings.device.disk().lock().acquire(|| rings.meanwhile.turn());
+        self.start(index, false, lock)
+    }
+
+    /// Starts a ring with the disk's lock, if it is complete. One that is held back is served when it is told to go.
+    fn start(
+        &mut self,
+        index: u32,
+        held_back: bool,
+        lock: impl FnOnce(&mut Self) -> Result<LockGuard, LockError>,
+    ) -> Result<(), RingError> {
         let Some(ring) = self.rings.get(index as usize) else { return Ok(()) };
         let complete = ring.enabled && ring.size > 0 && !self.memory.regions().is_empty();
         let (true, Some(addrs), Some(kick)) = (complete, ring.addrs, &ring.kick) else { return Ok(()) };
@@ -495,7 +507,7 @@ impl Rings {
         let (kick, call, err) = (Arc::clone(kick), ring.call.clone(), ring.err.clone());
         let start = |source| RingError::Start { index, source };
         let inflight = self.inflight_of(index, ring.size);
-        let lock = self.device.disk().lock().acquire(|| self.meanwhile.turn());
+        let lock = lock(self);
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
             index: index_of(index),
@@ -504,6 +516,7 @@ impl Rings {
             memory: Arc::clone(&self.memory),
             device: Arc::clone(&self.device),
             lock: lock.map_err(|error| start(error.into()))?,
+            held_back,
             kick,
             call,
             err,

@@ -174,9 +174,7 @@ impl Serving {
 
     fn run(self: &Arc<Self>, start: Start) -> io::Result<()> {
         match start {
-            Start::Serve(Socket::Connected(stream)) => {
-                self.serve(self.connect(stream, None)?, None).map(|_| ())
-            }
+            Start::Serve(Socket::Connected(stream)) => self.welcome(stream, None).map(|_| ()),
             Start::Serve(Socket::Listener(listener)) => {
                 listener.set_nonblocking(true)?;
                 self.serve_next(Some(&Arc::new(listener)))
@@ -195,27 +193,21 @@ impl Serving {
                 _ => return Ok(()),
             }
             let Some(stream) = self.accept(listener)? else { continue };
-            let end = self
-                .connect(stream, Some(listener))
-                .and_then(|connection| self.serve(connection, Some(listener)));
-            match end {
-                Ok(End::Stopped | End::HandedOver) => return Ok(()),
-                Ok(_) => {}
-                // The host has no fd left, or the like. The listener must not go away for that.
-                Err(error) => self.log(Level::Error, format_args!("cannot serve a front-end: {error}")),
+            if self.is_over(self.welcome(stream, Some(listener))) {
+                return Ok(());
             }
         }
     }
 
-    /// Serves a connection that has begun elsewhere, and then whoever connects.
-    fn serve_on(
-        self: &Arc<Self>,
-        connection: Connection<'_>,
-        listener: Option<&Arc<UnixListener>>,
-    ) -> io::Result<()> {
-        match self.serve(connection, listener)? {
-            End::Stopped | End::HandedOver => Ok(()),
-            _ => self.serve_next(listener),
+    /// Whether nobody is to be served after a connection that has ended so.
+    fn is_over(&self, end: io::Result<End>) -> bool {
+        match end {
+            Ok(end) => matches!(end, End::Stopped | End::HandedOver),
+            // The host has no fd left, or the like. The listener must not go away for that.
+            Err(error) => {
+                self.log(Level::Error, format_args!("cannot serve a front-end: {error}"));
+                false
+            }
         }
     }
 
@@ -227,10 +219,19 @@ impl Serving {
         let meanwhile = Refusing { serving: Arc::clone(self), listener: listener.cloned() };
         let (device, workers) = (Arc::clone(&self.device), Arc::clone(&self.workers));
         let session = Session::new(&self.name, device, workers, Box::new(meanwhile))?;
+        Connection::new(stream, session, &self.name, &self.log)
+    }
+
+    /// Serves one that has just connected.
+    fn welcome(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        listener: Option<&Arc<UnixListener>>,
+    ) -> io::Result<End> {
         let who = Credentials::of(&stream);
-        let connection = Connection::new(stream, session, &self.name, &self.log)?;
+        let connection = self.connect(stream, listener)?;
         self.log(Level::Info, format_args!("a front-end has connected: {who}"));
-        Ok(connection)
+        self.serve(connection, listener)
     }
 
     /// Serves one connection to its end, and refuses others meanwhile.

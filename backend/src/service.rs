@@ -47,6 +47,8 @@ pub struct ServiceSetup {
     pub device: Arc<Device>,
     /// The disk's lock.
     pub lock: LockGuard,
+    /// Whether nothing is done for it before it is told to go: another process may still go on with it.
+    pub held_back: bool,
     /// The event fd by which the driver kicks.
     pub kick: Arc<File>,
     /// The event fd by which the driver is called; none when it polls.

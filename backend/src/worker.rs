@@ -43,6 +43,8 @@ pub struct RingId(u32);
 pub enum Command {
     /// Serve a ring.
     Start(Box<ServiceSetup>, Sender<Result<RingId, StartError>>),
+    /// Serve a ring that was held back.
+    Go(RingId),
     /// Serve a ring no more: answered when all of its requests are.
     Stop(RingId, Sender<Stopped>),
     /// Call the driver of a ring by another fd: answered when the old one is not used any more.
@@ -114,6 +116,8 @@ struct Served {
     active: bool,
     /// How many turns it has had since there was something to do.
     idle_turns: u32,
+    /// It has no turn before it is told to go.
+    held_back: bool,
     /// Who wants to know when it has stopped.
     stopping: Option<Sender<Stopped>>,
 }
@@ -125,6 +129,9 @@ impl Served {
 
     /// Returns whether there may be more at once.
     fn turn(&mut self) -> bool {
+        if self.is_held_back() {
+            return false;
+        }
         let mut more = self.service.turn(self.stopping.is_some());
         self.idle_turns = if more { 0 } else { self.idle_turns.saturating_add(1) };
         if self.idle_turns > Self::IDLE_TURNS && self.stopping.is_none() {
@@ -134,7 +141,11 @@ impl Served {
     }
 
     fn is_at_rest(&self) -> bool {
-        self.stopping.is_none() && self.service.is_at_rest()
+        self.is_held_back() || self.stopping.is_none() && self.service.is_at_rest()
+    }
+
+    fn is_held_back(&self) -> bool {
+        self.held_back && self.stopping.is_none()
     }
 }
 
@@ -309,6 +320,12 @@ impl Worker {
                     self.activate(index);
                 }
             }
+            Command::Go(id) => {
+                if let Some(index) = self.find(id.0) {
+                    self.rings[index].held_back = false;
+                    self.activate(index);
+                }
+            }
             Command::SetCall(id, call, reply) => {
                 if let Some(index) = self.find(id.0) {
                     self.rings[index].service.set_call(call);
@@ -321,10 +338,13 @@ impl Worker {
 
     fn start(&mut self, setup: ServiceSetup) -> Result<RingId, StartError> {
         let wake = Arc::clone(&self.mailbox) as Arc<dyn WakeQueue>;
+        let held_back = setup.held_back;
         let service = Service::start(setup, self.reactor.ring(), wake, &self.signals)?;
         let (token, index) = self.free_token();
         self.reactor.watch(service.kick_fd().as_fd(), token).map_err(StartError::Host)?;
-        self.rings.insert(index, Served { service, token, active: false, idle_turns: 0, stopping: None });
+        let idle_turns = 0;
+        self.rings
+            .insert(index, Served { service, token, active: false, idle_turns, held_back, stopping: None });
         self.renumber();
         Ok(RingId(token))
     }

@@ -208,6 +208,11 @@ impl ServedRing {
         Stopping(answer)
     }
 
+    /// Serves a ring that was held back, if it was.
+    pub fn go(&self) {
+        self.mailbox.send(Command::Go(self.id));
+    }
+
     /// Calls the driver by `call` from now on, and once at once. Waits until the old fd is not used any more.
     pub fn set_call(&self, call: Option<Arc<File>>) {
         let (reply, answer) = channel();

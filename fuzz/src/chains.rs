@@ -101,6 +101,7 @@ impl<'a, 'b> Bench<'a, 'b> {
         };
         let device = device(read_only, block);
         let setup = ServiceSetup {
+            held_back: false,
             name: "fuzz".to_owned(),
             index: 0,
             ring: setup,

@@ -132,6 +132,7 @@ fn service(memory: Arc<GuestMem>) -> Service {
         DeviceOptions { num_queues: 1, queue_size: RING, serial: None, memory_budget: None, in_order: false };
     let device = Device::new(disk, &options).expect("good options");
     let setup = ServiceSetup {
+        held_back: false,
         name: "benchmark".to_owned(),
         index: 0,
         ring: RingSetup {

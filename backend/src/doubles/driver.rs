@@ -53,6 +53,7 @@ impl Driver {
         let share = |file: &File| Arc::new(file.try_clone().expect("an fd is free"));
         let [desc, avail, used] = self.parts();
         ServiceSetup {
+            held_back: false,
             name: "test".to_owned(),
             index,
             ring: RingSetup {

@@ -160,7 +160,13 @@ impl FrontEnd {
     /// Whether the other end closes the connection within `time`.
     pub(crate) fn is_closed_within(&self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).expect("a socket has timeouts");
-        let end = (&self.stream).read(&mut [0; 4096]);
+        let end = loop {
+            match (&self.stream).read(&mut [0; 4096]) {
+                // The ring of a worker that this thread has prepared: its kernel work is done here.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                end => break end,
+            }
+        };
         self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
         match end {
             Ok(count) => count == 0,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use sluice_blk::disk::LockGuard;
+use sluice_blk::disk::{LockError, LockGuard};
 use sluice_mem::guest::GuestMem;
 
 use super::{Ring, RingAddrs, RingError, Rings, event_fd};
@@ -12,6 +12,7 @@ use crate::device::Device;
 use crate::handover::{Fds, HandoverError, RingState};
 use crate::session::SessionError;
 use crate::vring::check_size;
+use crate::workers::ServedRing;
 
 /// What is kept while rings stand still: which of them ran, and the disk's lock, if any did. Dropping it lets go of that.
 #[derive(Debug, Default)]
@@ -33,6 +34,10 @@ impl Rings {
     /// Starts what is complete.
     pub(crate) fn go_on(&mut self, standstill: Standstill) {
         let Standstill { running, lock } = standstill;
+        if let Err(error) = self.release() {
+            log::error!("{}: {error}", self.name);
+            self.stop_all();
+        }
         self.start_all(&running);
         drop(lock);
     }
@@ -56,7 +61,8 @@ impl Rings {
         states.collect()
     }
 
-    /// Makes rings, which have not been set up, of what somebody else has said. They run when they are told to go on.
+    /// Makes rings, which have not been set up, of what somebody else has said. Those that ran are started, as far as that
+    /// can fail, and held back until they are told to go on.
     pub(crate) fn restore(
         &mut self,
         features: u64,
@@ -83,9 +89,21 @@ impl Rings {
             }
             *self.ring(index).map_err(SessionError::from)? = ring;
         }
-        let lock = (!running.is_empty()).then(|| self.device.disk().lock().take_over());
-        let lock = lock.transpose().map_err(HandoverError::Lock)?;
-        Ok(Standstill { running, lock })
+        for index in &running {
+            self.start(*index, true, |rings| rings.device.disk().lock().take_over())
+                .map_err(SessionError::from)?;
+        }
+        Ok(Standstill { running, lock: None })
+    }
+
+    /// Lets those go that are held back, when the disk is this process's alone.
+    fn release(&mut self) -> Result<(), LockError> {
+        if self.rings.iter().any(|ring| ring.served.is_some()) {
+            let lock = self.device.disk().lock().acquire(|| self.meanwhile.turn())?;
+            self.rings.iter().filter_map(|ring| ring.served.as_ref()).for_each(ServedRing::go);
+            drop(lock);
+        }
+        Ok(())
     }
 }
 

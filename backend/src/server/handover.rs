@@ -14,9 +14,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use log::Level;
 use sluice_blk::disk::Medium;
 
-use super::{Server, Serving};
+use super::{Credentials, Server, Serving};
 use crate::connection::Connection;
 use crate::event::Event;
 use crate::handover::{DeviceState, Fds, HandoverError, ServerState};
@@ -193,20 +194,28 @@ impl Serving {
         if !is_told {
             return Ok(());
         }
+        if let Some(listener) = &listener
+            // So that who connects is told this process (unix(7), SO_PEERCRED).
+            && let Err(error) = rustix::net::listen(listener, Server::BACKLOG)
+        {
+            self.log(
+                Level::Warn,
+                format_args!("front-ends take another process for the one that serves: {error}"),
+            );
+        }
         if let Some((connection, standstill)) = connection {
             connection.go_on(standstill);
-            self.serve_on(connection, listener.as_ref())
-        } else {
-            self.serve_next(listener.as_ref())
+            let who = Credentials::of(connection.stream());
+            self.log(Level::Info, format_args!("goes on with a front-end: {who}"));
+            if self.is_over(self.serve(connection, listener.as_ref())) {
+                return Ok(());
+            }
         }
+        self.serve_next(listener.as_ref())
     }
 
     fn restore(self: &Arc<Self>, state: ServerState, fds: &mut Fds) -> Result<Restored<'_>, HandoverError> {
         let listener: Option<UnixListener> = fds.take_some(state.listener)?;
-        if let Some(listener) = &listener {
-            // So that who connects is told this process (unix(7), SO_PEERCRED).
-            rustix::net::listen(listener, Server::BACKLOG).map_err(io::Error::from)?;
-        }
         let listener = listener.map(Arc::new);
         self.device.config().set_writeback(state.device.writeback);
         let Some(connection) = state.connection else { return Ok(Restored { listener, connection: None }) };

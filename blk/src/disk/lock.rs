@@ -69,6 +69,8 @@ struct Hold {
 impl ImageLock {
     /// How long a holder may take to let go: what a process that has died has left in the kernel may take its time.
     pub const PATIENCE: Duration = Duration::from_secs(10);
+    /// What is not worth a line in the log: a successor on the same host waits a little.
+    const WORTH_TELLING: Duration = Duration::from_millis(20);
     /// How soon it is tried again at first, and at last.
     const RETRY: Duration = Duration::from_micros(100);
     const RETRY_MAX: Duration = Duration::from_millis(2);
@@ -86,7 +88,7 @@ impl ImageLock {
         let (mut waited, mut pause) = (Duration::ZERO, Self::RETRY);
         loop {
             if self.try_acquire().map_err(LockError::Impossible)? {
-                if !waited.is_zero() {
+                if waited > Self::WORTH_TELLING {
                     log::info!(
                         "the disk's file was in use for {waited:?} more, by another process or what it has left"
                     );

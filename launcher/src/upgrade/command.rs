@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -50,11 +50,24 @@ pub(crate) fn run(args: &UpgradeArgs) -> Result<u8> {
         println!("process {pid} has handed over");
         return Ok(0);
     }
-    match server_of(daemon) {
-        Ok(next) if next != pid => println!("process {pid} has handed over to process {next}"),
-        _ => bail!("process {pid} has ended, and nobody serves {} now", daemon.display()),
-    }
+    let Some(next) = successor_of(pid, daemon) else {
+        bail!("process {pid} has ended, and nobody serves {} now", daemon.display())
+    };
+    println!("process {pid} has handed over to process {next}");
     Ok(0)
+}
+
+/// Who listens at a socket instead of a process that has ended. The next one may be about to say that it does.
+fn successor_of(pid: i32, socket: &Path) -> Option<i32> {
+    let until = Instant::now() + TAKE_MAX;
+    while Instant::now() < until {
+        match server_of(socket) {
+            Ok(next) if next != pid => return Some(next),
+            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Who listens at a socket: the kernel says so to who connects. The daemon sees somebody who comes and goes.

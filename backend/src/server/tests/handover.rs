@@ -288,7 +288,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     /// A guest may have got hold of the process that says it.
     #[test]
-    fn whatever_a_predecessor_says_ends_nothing(changes in prop::collection::vec((any::<prop::sample::Index>(), wrong()), 1..4)) {
+    fn whatever_a_predecessor_says_ends_nothing(changes in prop::collection::vec((any::<prop::sample::Index>(), wrong()), 1..4), is_let_go: bool) {
         let bench = Bench::new();
         let (_front, mut driver) = bench.boot();
         let suspending = bench.server.as_ref().unwrap().suspend();
@@ -305,9 +305,13 @@ proptest! {
             let mut new = successor(&bench._disk);
             let adopting = new.adopt(state, fds);
             // Taken or not: it is there, and ends when it is told to.
-            if adopting.wait(soon()).is_ok() {
+            if adopting.wait(soon()).is_ok() && is_let_go {
+                suspending.let_go();
                 adopting.go();
+                bench.stop();
+                return Ok(());
             }
+            drop(adopting);
             new.stop();
         }
         drop(suspending);
