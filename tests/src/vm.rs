@@ -114,6 +114,7 @@ impl Vm {
         let mut files = Archive::default();
         files.add("jobs/several", 0o755, include_bytes!("vm/jobs/several"));
         files.add("jobs/exchange", 0o755, include_bytes!("vm/jobs/exchange"));
+        files.add("jobs/cached", 0o755, include_bytes!("vm/jobs/cached"));
         files.add("jobs/unmap", 0o755, include_bytes!("vm/jobs/unmap"));
         files.add("jobs/small-blocks", 0o755, include_bytes!("vm/jobs/small-blocks"));
         files.add("jobs/write-through", 0o755, include_bytes!("vm/jobs/write-through"));
