@@ -89,7 +89,8 @@ impl VhostUserBackend for Adapter {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        Device::PROTOCOL_FEATURES.difference(VhostUserProtocolFeatures::LOG_SHMFD)
+        let ours = VhostUserProtocolFeatures::LOG_SHMFD | VhostUserProtocolFeatures::DEVICE_STATE;
+        Device::PROTOCOL_FEATURES.difference(ours)
     }
 
     fn reset_device(&self) {

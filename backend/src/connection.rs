@@ -258,6 +258,8 @@ fn is_served(header: Header) -> bool {
                 | FrontendReq::GET_INFLIGHT_FD
                 | FrontendReq::SET_INFLIGHT_FD
                 | FrontendReq::SET_LOG_BASE
+                | FrontendReq::SET_DEVICE_STATE_FD
+                | FrontendReq::CHECK_DEVICE_STATE
         )
     )
 }

@@ -146,6 +146,7 @@ impl Device {
         .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
         .union(VhostUserProtocolFeatures::LOG_SHMFD)
+        .union(VhostUserProtocolFeatures::DEVICE_STATE)
         .union(VhostUserProtocolFeatures::RESET_DEVICE);
 
     /// The features to offer: the device's, the rings' and the transport's.

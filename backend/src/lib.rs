@@ -12,6 +12,7 @@
 //! | [`server`] | a listening socket and who is connected to it | vhost-user |
 //! | `connection`, `inbox`, `relay` | who is connected, and what has come from there | vhost-user "message" |
 //! | [`session`] | one connection: messages to state | vhost-user |
+//! | [`state`] | what is carried to another host beside the rings | vhost-user "migrating back-end state" |
 //! | [`rings`] | the rings of a session: set up, started, stopped | vhost-user "ring states" |
 //! | [`handover`] | what a process hands to its successor | |
 //! | [`vring`] | a running split ring | virtio 2.7 |
@@ -47,6 +48,7 @@ pub mod rings;
 pub mod server;
 pub mod service;
 pub mod session;
+pub mod state;
 pub mod vring;
 pub mod worker;
 pub mod workers;

@@ -225,6 +225,16 @@ impl Rings {
         self.log_in_use().map_or(Ok(()), |log| check_covers(log, memory))
     }
 
+    /// What the log calls them.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether some are served.
+    pub(crate) fn are_running(&self) -> bool {
+        (0..self.count()).any(|index| self.is_running(index))
+    }
+
     /// Whether the front-end wants to know what is written: it copies the guest's memory.
     pub(crate) fn is_logging(&self) -> bool {
         self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0

@@ -24,6 +24,7 @@ use crate::config::WriteError;
 use crate::device::Device;
 use crate::inflight::{InflightError, InflightInfo, InflightMem};
 use crate::rings::{Meanwhile, RingAddrs, RingError, Rings};
+use crate::state::{StateError, Transfer};
 use crate::workers::Workers;
 
 /// Why a message was refused: the front-end's mistake, or, in [`RingError::Start`], the host's.
@@ -64,6 +65,9 @@ pub enum SessionError {
     /// Memory for what is in flight.
     #[error(transparent)]
     Inflight(#[from] InflightError),
+    /// The device's state cannot be carried.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A part of the config space that does not exist.
     #[error("{size} bytes at offset {offset} of the config space")]
     ConfigRange {
@@ -107,6 +111,8 @@ pub struct Session {
     /// What was last said by SET_FEATURES and SET_PROTOCOL_FEATURES, taken or not: the crate goes by that.
     acked_features: Option<u64>,
     acked_protocol: Option<u64>,
+    /// The state that is being carried to another host, or from one.
+    transfer: Option<Transfer>,
 }
 
 impl Session {
@@ -135,6 +141,7 @@ impl Session {
             accepted: None,
             acked_features: None,
             acked_protocol: None,
+            transfer: None,
         })
     }
 
@@ -185,6 +192,35 @@ impl Session {
             self.rings.set_all_enabled(true)?;
         }
         Ok(())
+    }
+
+    /// Begins to save the device's state, or to load one. Returns the fd that the front-end is to use.
+    fn begin_transfer(
+        &mut self,
+        direction: VhostTransferStateDirection,
+    ) -> std::result::Result<File, StateError> {
+        self.transfer = None;
+        if self.rings.are_running() {
+            return Err(StateError::Running);
+        }
+        let (transfer, fd) = match direction {
+            VhostTransferStateDirection::SAVE => Transfer::save(&self.device)?,
+            VhostTransferStateDirection::LOAD => Transfer::load()?,
+        };
+        self.transfer = Some(transfer);
+        Ok(fd)
+    }
+
+    fn end_transfer(&mut self) -> std::result::Result<(), StateError> {
+        let transfer = self.transfer.take().ok_or(StateError::None)?;
+        let is_writeback = transfer.check(&self.device)?;
+        self.rings.note_writethrough(!is_writeback);
+        Ok(())
+    }
+
+    /// Says what the front-end is told as a number only.
+    fn tell(&self, error: &StateError) {
+        self.device.faults().log(log::Level::Warn, format_args!("{}: {error}", self.rings.name()));
     }
 
     fn try_remove_region(&mut self, info: RegionInfo) -> std::result::Result<(), SessionError> {
@@ -396,15 +432,17 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_device_state_fd(
         &mut self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
         _fd: File,
     ) -> Result<Option<File>> {
-        not_offered("SET_DEVICE_STATE_FD")
+        let begun = self.begin_transfer(direction);
+        Ok(Some(begun.inspect_err(|error| self.tell(error)).map_err(SessionError::from)?))
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        not_offered("CHECK_DEVICE_STATE")
+        let checked = self.end_transfer();
+        Ok(checked.inspect_err(|error| self.tell(error)).map_err(SessionError::from)?)
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

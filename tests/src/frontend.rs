@@ -111,6 +111,7 @@ impl Session {
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::DEVICE_STATE
             | VhostUserProtocolFeatures::RESET_DEVICE;
         self.protocol = self.frontend.get_protocol_features()? & usable;
         self.frontend.set_protocol_features(self.protocol)?;

@@ -119,13 +119,18 @@ pub fn message(choose: &mut impl Choose, known: &Known, fds: usize) -> Message {
     message
 }
 
-/// Makes a message about the log of what is written, or one that such a log matters to. Apart from [`message`], so that what
+/// Makes a message of a migration: about the log of what is written or the device's state, or one that such a log matters to. Apart from [`message`], so that what
 /// choices have made there goes on to be the same.
 pub fn log_message(choose: &mut impl Choose, known: &Known, fds: usize) -> Message {
     const LOG_ALL: u64 = 1 << 26;
     let log_addr = choose.pick(&[0, 4096, 1 << 20, 1 << 32, 1 << 40, u64::MAX - 8, u64::MAX]);
-    let (code, body, count) = match choose.below(8) {
-        0 => (FrontendReq::SET_PROTOCOL_FEATURES, 0x920b_u64.to_le_bytes().to_vec(), 0),
+    let (code, body, count) = match choose.below(10) {
+        0 => (FrontendReq::SET_PROTOCOL_FEATURES, 0x8_920b_u64.to_le_bytes().to_vec(), 0),
+        8 => {
+            let numbers = [choose.pick(&[0u32, 1, 1, 2]), choose.pick(&[0u32, 0, 0, 1])];
+            (FrontendReq::SET_DEVICE_STATE_FD, numbers.map(u32::to_le_bytes).concat(), 1)
+        }
+        9 => (FrontendReq::CHECK_DEVICE_STATE, vec![], 0),
         1 => (FrontendReq::SET_FEATURES, (known.features | LOG_ALL).to_le_bytes().to_vec(), 0),
         2 => (FrontendReq::SET_FEATURES, (known.features & !LOG_ALL).to_le_bytes().to_vec(), 0),
         3 | 4 => {

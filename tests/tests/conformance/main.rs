@@ -7,6 +7,7 @@
 
 mod blocks;
 mod config_space;
+mod device_state;
 mod devices;
 mod dirty_log;
 mod discard_options;
