@@ -397,26 +397,25 @@ impl Vring {
     /// Asks the driver to kick for whatever it makes available from now on. Returns whether something is available
     /// already: then no kick will come for it.
     pub fn enable_kick(&mut self) -> bool {
-        if self.event_idx {
-            let event = used_element(usize::from(self.size));
-            self.used.store_u16(event, self.next_avail, Ordering::Relaxed);
-            self.mark_used(event, size_of::<u16>());
-        } else {
-            self.used.store_u16(USED_FLAGS, 0, Ordering::Relaxed);
-            self.mark_used(USED_FLAGS, size_of::<u16>());
-        }
+        self.wish_for_kick(0, self.next_avail);
         // The wish has to be visible before the index is read, or a kick is missed.
         fence(Ordering::SeqCst);
         self.available() > 0
     }
 
-    /// Asks the driver not to kick. With event indices that is so by itself once the index passed the event.
+    /// Asks the driver not to kick: with event indices by naming an entry that has passed. It may have been asked to kick
+    /// for the next one and have made none available since, while the device was woken by its disk.
     pub fn disable_kick(&mut self) {
-        if !self.event_idx {
-            let flags = u16::try_from(VRING_USED_F_NO_NOTIFY).expect("a flag of 16 bits");
-            self.used.store_u16(USED_FLAGS, flags, Ordering::Relaxed);
-            self.mark_used(USED_FLAGS, size_of::<u16>());
-        }
+        let flags = u16::try_from(VRING_USED_F_NO_NOTIFY).expect("a flag of 16 bits");
+        self.wish_for_kick(flags, self.next_avail.wrapping_sub(1));
+    }
+
+    /// Says what the driver has to know of kicks: the flags, or with event indices the entry that a kick is due for.
+    fn wish_for_kick(&self, flags: u16, event: u16) {
+        let (offset, wish) =
+            if self.event_idx { (used_element(usize::from(self.size)), event) } else { (USED_FLAGS, flags) };
+        self.used.store_u16(offset, wish, Ordering::Relaxed);
+        self.mark_used(offset, size_of::<u16>());
     }
 
     /// Marks the elements that were put since `from`, and the index that is about to show them.
