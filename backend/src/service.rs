@@ -6,7 +6,7 @@
 //!
 //! A head is taken only when the queue has room for any legal chain, so what is not taken waits in the guest's ring. A
 //! used element is never put without a status byte having been written. Everything is done in batches: `avail.idx` is
-//! read once, `used.idx` is published once, and one decision is made about one call, which may [wait](crate::coalesce).
+//! read once, `used.idx` is published once, and one decision is made about one call, which may wait (`coalesce`).
 
 use std::fs::File;
 use std::io;
