@@ -226,8 +226,8 @@ impl ChainParser {
         Ok(ParsedChain { status, action })
     }
 
-    /// What the chain at `head` moves, if it is what nearly all are: a read or a write with nothing wrong, of [one
-    /// buffer](Plain) in one region of memory. Else nothing was done, and [`ChainParser::parse`] is to be asked.
+    /// What the chain at `head` moves, if it is what nearly all are: a read or a write with nothing wrong, of one
+    /// buffer in one region of memory. Else nothing was done, and [`ChainParser::parse`] is to be asked.
     #[inline(always)]
     pub fn transfer(
         &mut self,
