@@ -13,7 +13,7 @@ help:
 	@echo 'make bench       measure sluice beside other backends, in a quarter of an hour; BENCH=... for options of sluice bench'
 	@echo 'make microbench  how long a request takes without any I/O, in nanoseconds and in instructions'
 	@echo 'make fuzz        fuzz in one process: TARGET=all (chains, messages, inflight, config) for SECONDS=600 each'
-	@echo 'make soak        100,000 kills, a million power cuts, a hundred million requests and four million messages of the worst kind: hours'
+	@echo 'make soak        100,000 kills, 10,000 upgrades, a million power cuts, a hundred million requests and four million messages of the worst kind: hours'
 	@echo 'make doc         the documentation of the crates, in target/doc'
 	@echo 'make install     install sluice below PREFIX ($(PREFIX)), with the file by which libvirt finds it'
 
@@ -41,7 +41,8 @@ fuzz:
 
 soak:
 	cargo build --locked -p sluice-launcher
-	SLUICE_KILLS=100000 SLUICE_POWER_CUTS=1000000 cargo test --locked -p sluice-tests --test kill --test power -- --nocapture
+	SLUICE_KILLS=100000 SLUICE_UPGRADES=10000 SLUICE_POWER_CUTS=1000000 \
+	  cargo test --locked -p sluice-tests --test kill --test upgrade --test power -- --nocapture
 	SLUICE_WIRE_REQUESTS=100000000 SLUICE_MESSAGES=4000000 \
 	  cargo test --locked -p sluice-tests --test wire_fuzz --test message_fuzz -- --nocapture
 

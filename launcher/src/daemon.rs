@@ -28,10 +28,11 @@ use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk, UsageError};
 use crate::sandbox::{self, Identity, limits};
+use crate::service_manager::ServiceManager;
 use crate::signals::{StopSignals, Wake};
 use crate::socket::{self, SocketAccess, SocketFile};
 use crate::upgrade::UpgradeError;
-use crate::upgrade::predecessor::{self, Successor};
+use crate::upgrade::predecessor::{self, Suspended};
 use crate::upgrade::starter::Starter;
 use crate::upgrade::successor::Predecessor;
 use crate::worker_args::WorkerArgs;
@@ -103,7 +104,7 @@ impl<'a> OpenedDisks<'a> {
         if sandbox.is_on() {
             limits::set_files(needs.files()).context("cannot limit the number of open files")?;
         }
-        let Places { files, sockets } = Places::make(plan, disks, identity)?;
+        let Places { mut files, sockets } = Places::make(plan, disks, identity)?;
         let signal_rings = sandbox.is_on().then(|| needs.signals());
         let options = WorkersOptions { signals: signal_rings, ..needs.workers };
         let workers = PreparedWorkers::new(&options, DormantReactor::new)
@@ -116,6 +117,7 @@ impl<'a> OpenedDisks<'a> {
         confined.seal()?;
         if let Some(predecessor) = predecessor {
             take_over(predecessor, &mut servers)?;
+            files.iter_mut().for_each(SocketFile::take_over);
         }
         for (serving, socket) in servers.iter_mut().zip(sockets) {
             if let Some(socket) = socket {
@@ -255,20 +257,27 @@ impl Daemon {
     }
 
     /// Has another daemon take everything over. An error: this one goes on.
-    pub(crate) fn hand_over(&self, starter: &Starter) -> Result<Successor, UpgradeError> {
-        let servers: Vec<_> =
-            self.servers.iter().map(|serving| (serving.identity.as_str(), &serving.server)).collect();
-        predecessor::hand_over(starter, &servers)
+    pub(crate) fn hand_over(&self, starter: &Starter) -> Result<(u32, Suspended), UpgradeError> {
+        predecessor::hand_over(starter, &self.named_servers())
     }
 
-    /// Ends it, and leaves everything to the one that has taken over.
-    pub(crate) fn leave_to(self, successor: Successor) {
+    /// Leaves everything with the service manager, for the next daemon that it starts. An error: this one goes on.
+    pub(crate) fn store(&self, manager: &ServiceManager) -> Result<Suspended, UpgradeError> {
+        predecessor::store(manager, &self.named_servers())
+    }
+
+    fn named_servers(&self) -> Vec<(&str, &Server)> {
+        self.servers.iter().map(|serving| (serving.identity.as_str(), &serving.server)).collect()
+    }
+
+    /// Ends it, and leaves everything to `whom`.
+    pub(crate) fn leave_to(self, whom: &str, suspended: Suspended) {
         let Self { files, servers } = self;
-        let (pid, since) = (successor.pid, successor.since);
-        successor.let_go();
+        let since = suspended.since;
+        suspended.let_go();
         files.into_iter().for_each(SocketFile::leave);
         drop(servers);
-        log::info!("handed over to process {pid}; nobody has served for {:?}", since.elapsed());
+        log::info!("handed over to {whom}; nobody has served for {:?}", since.elapsed());
     }
 
     /// Ends it: no I/O is in flight when this returns.
@@ -396,7 +405,7 @@ fn make(place: Place<'_>, access: &SocketAccess) -> Result<(Option<Socket>, Opti
         Place::Inherited(InheritedSocket::Listening(listener)) => (Some(Socket::Listener(listener)), None),
         Place::Inherited(InheritedSocket::Connected(stream)) => (Some(Socket::Connected(stream)), None),
         // Somebody may have removed the file, which is no reason not to go on with who is connected.
-        Place::HandedOver(path) => (None, path.and_then(|path| SocketFile::handed_over(path).ok())),
+        Place::HandedOver(path) => (None, path.and_then(|path| SocketFile::of_another(path).ok())),
     })
 }
 

@@ -13,6 +13,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::service_manager::is_stored;
 use crate::upgrade::successor::{ACTIVATED, HANDOVER};
 
 /// The first descriptor that socket activation passes.
@@ -63,8 +64,15 @@ impl InheritedSocket {
     }
 }
 
+/// The descriptor with this number, which is open for nothing else: of a program that has passed it to this one only.
+pub(crate) fn take(number: RawFd) -> Result<OwnedFd, InheritedError> {
+    let fd = duplicate(number)?;
+    nix::unistd::close(number).map_err(io::Error::from)?;
+    Ok(fd)
+}
+
 /// A duplicate of the descriptor with this number.
-pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd, InheritedError> {
+fn duplicate(number: RawFd) -> Result<OwnedFd, InheritedError> {
     let (here, there) = UnixStream::pair()?;
     here.send_with_fd(&[0_u8][..], number).map_err(|error| match error.errno() {
         errno if errno == rustix::io::Errno::BADF.raw_os_error() => InheritedError::NotOpen,
@@ -93,11 +101,23 @@ fn numbers(count: RawFd) -> Vec<RawFd> {
 }
 
 fn activated_by(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<RawFd> {
+    let sockets = passed_by(variable, pid).into_iter().filter(|(_, name)| !is_stored(name));
+    sockets.map(|(number, _)| number).collect()
+}
+
+/// All descriptors that systemd passed to this process, with their names.
+pub(crate) fn passed() -> Vec<(RawFd, String)> {
+    passed_by(|name| std::env::var(name).ok(), std::process::id())
+}
+
+fn passed_by(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Vec<(RawFd, String)> {
     // Variables that a parent forgot to unset speak of another process.
     if number::<u32>(variable("LISTEN_PID")) != Some(pid) {
         return Vec::new();
     }
-    numbers(number(variable("LISTEN_FDS")).unwrap_or(0))
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let names = names.split(':').map(str::to_owned).chain(std::iter::repeat(String::new()));
+    numbers(number(variable("LISTEN_FDS")).unwrap_or(0)).into_iter().zip(names).collect()
 }
 
 fn number<N: FromStr>(text: Option<String>) -> Option<N> {
@@ -163,5 +183,19 @@ mod tests {
         assert!(passed("42", "-1").is_empty());
         assert!(passed("42", "many").is_empty());
         assert!(activated_by(|_| None, 42).is_empty());
+    }
+
+    #[test]
+    fn what_was_stored_is_no_socket_to_serve() {
+        let variable = |name: &str| {
+            let value = match name {
+                "LISTEN_PID" => "42",
+                "LISTEN_FDS" => "5",
+                "LISTEN_FDNAMES" => "a.socket:sluice-0:b.socket:sluice-state",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        assert_eq!(activated_by(variable, 42), [3, 5, 7]);
     }
 }

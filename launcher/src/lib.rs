@@ -4,7 +4,7 @@
 //! A map of the launcher. `cli` is the command line; `disk_args` one disk's options, wherever they are written;
 //! `worker_args` the options of the threads, `accounts` users and groups; `config` the configuration file; `plan`
 //! all disks, checked as a whole. `daemon` serves a plan on sockets made by `socket` or `inherited` from whoever
-//! started us, in a `sandbox`, until `signals` ask for the end, or for an `upgrade`. `run` adds a virtual machine, `bench` measures,
+//! started us, in a `sandbox`, until `signals` ask for the end, or for an `upgrade`; the `service_manager` is told. `run` adds a virtual machine, `bench` measures,
 //! `doctor` tries the sandbox out. `capabilities` is for management tools, `logging` for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
@@ -30,6 +30,7 @@ mod logging;
 mod plan;
 mod run;
 mod sandbox;
+mod service_manager;
 mod signals;
 mod socket;
 #[doc(hidden)]
@@ -38,8 +39,9 @@ mod upgrade;
 mod worker_args;
 
 use cli::{Cli, Command, ServeArgs};
-use daemon::{Ending, OpenedDisks, StartError};
+use daemon::{Daemon, Ending, OpenedDisks, StartError};
 use plan::{Origin, Plan, UsageError};
+use service_manager::ServiceManager;
 use signals::StopSignals;
 use upgrade::starter::{self, Starter};
 use upgrade::successor::Predecessor;
@@ -96,7 +98,8 @@ fn start(cli: Cli) -> Result<u8> {
 }
 
 fn serve_until_stopped(plan: &Plan) -> Result<u8> {
-    let predecessor = Predecessor::from_environment()?;
+    let manager = ServiceManager::from_environment()?;
+    let predecessor = Predecessor::from_environment(manager.as_ref())?;
     // Opening a disk may take its time, and leaves nothing behind: until then a signal just ends the process.
     let disks = OpenedDisks::open(plan, predecessor)?;
     sigbus::survive().context("cannot take over SIGBUS")?;
@@ -107,19 +110,44 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
         log::warn!("no upgrade will be possible, no program can be started: {error}");
     }
     let mut daemon = disks.serve(&mut signals)?;
+    tell(manager.as_ref(), "READY=1");
     loop {
         match daemon.wait(&signals)? {
-            Ending::Stop => break daemon.stop(),
+            Ending::Stop => break end(daemon, manager.as_ref()),
             Ending::Upgrade => match starter.as_ref().map(|starter| daemon.hand_over(starter)) {
-                Ok(Ok(successor)) => break daemon.leave_to(successor),
-                Ok(Err(error)) => log::error!("no upgrade, the disks are served as before: {error}"),
+                Ok(Ok((pid, suspended))) => {
+                    tell(manager.as_ref(), &format!("MAINPID={pid}"));
+                    break daemon.leave_to(&format!("process {pid}"), suspended);
+                }
+                Ok(Err(error)) => {
+                    // Whoever has asked again meanwhile has got the same answer.
+                    signals.forget_upgrades();
+                    log::error!("no upgrade, the disks are served as before: {error}");
+                }
                 Err(error) => log::error!("no upgrade, no program can be started: {error}"),
             },
         }
-        // Whoever has asked again meanwhile has got the same answer.
-        signals.forget_upgrades();
     }
     Ok(0)
+}
+
+/// Ends a daemon; where the service manager stores things, in such a way that the next one goes on with the front-ends.
+fn end(daemon: Daemon, manager: Option<&ServiceManager>) {
+    tell(manager, "STOPPING=1");
+    match manager.filter(|manager| manager.stores()).map(|manager| daemon.store(manager)) {
+        None => daemon.stop(),
+        Some(Ok(suspended)) => daemon.leave_to("the service manager", suspended),
+        Some(Err(error)) => {
+            log::warn!("front-ends will have to connect again: {error}");
+            daemon.stop();
+        }
+    }
+}
+
+fn tell(manager: Option<&ServiceManager>, state: &str) {
+    if let Some(manager) = manager {
+        manager.tell(state);
+    }
 }
 
 /// All disks of a configuration file and of `--disk`, in this order.

@@ -82,17 +82,24 @@ enum Place {
 pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    /// Whether it is ours to remove.
+    ours: bool,
 }
 
 impl SocketFile {
-    /// The file of a socket that another process has made and hands over.
-    pub(crate) fn handed_over(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.into(), identity: identity(path)? })
+    /// The file of a socket that another process has made and is about to hand over.
+    pub(crate) fn of_another(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.into(), identity: identity(path)?, ours: false })
+    }
+
+    /// It was handed over: from now on it is ours.
+    pub(crate) fn take_over(&mut self) {
+        self.ours = true;
     }
 
     /// Leaves the file: another process serves the socket.
-    pub(crate) fn leave(self) {
-        std::mem::forget(self);
+    pub(crate) fn leave(mut self) {
+        self.ours = false;
     }
 
     /// The directory that it is in.
@@ -133,7 +140,7 @@ pub(crate) fn listen_at(
     let listener = listen_unseen(path, access)?;
     let identity =
         identity(path).map_err(|error| SocketError::System("look at the socket just made", error))?;
-    Ok((listener, SocketFile { path: path.into(), identity }))
+    Ok((listener, SocketFile { path: path.into(), identity, ours: true }))
 }
 
 /// Makes the socket where nobody sees it, and gives it its name when it is ready.
@@ -261,7 +268,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.identity)
+        if self.ours
+            && identity(&self.path).is_ok_and(|found| found == self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             log::warn!("cannot remove the socket {}: {error}", self.path.display());

@@ -28,6 +28,7 @@ pub mod power;
 pub mod reference;
 pub mod request;
 pub mod rng;
+pub mod service_manager;
 pub mod shape;
 pub mod signal;
 pub mod subject;

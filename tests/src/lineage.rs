@@ -154,7 +154,7 @@ impl Lineage {
     ///
     /// # Panics
     /// If it does not end.
-    pub fn end(self) {
+    pub fn end(&self) {
         self.signal(Signal::TERM);
         self.await_that("it ends", || self.processes() == 0);
     }

@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "an unwrap that fails is a test that fails")]
 
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
 use sluice_tests::disk::Disk;
 use sluice_tests::frontend::Session;
@@ -16,6 +19,7 @@ use sluice_tests::generations::{RING, Writer, spec};
 use sluice_tests::guest::VERSION_1;
 use sluice_tests::holdings::Holdings;
 use sluice_tests::lineage::Lineage;
+use sluice_tests::service_manager::ServiceManager;
 use sluice_tests::subject::sluice_path;
 
 /// How often the daemon is upgraded: `SLUICE_UPGRADES`, else so often.
@@ -29,6 +33,7 @@ struct Rig {
     session: Session,
     writer: Writer,
     program: PathBuf,
+    options: Vec<String>,
     socket: PathBuf,
     // Last: the others are in its directory.
     disk: Disk,
@@ -36,6 +41,11 @@ struct Rig {
 
 impl Rig {
     fn new(seed: u64, options: &[&str], keeps_inflight: bool) -> Self {
+        Self::managed(seed, options, keeps_inflight, None)
+    }
+
+    /// As the service of a manager.
+    fn managed(seed: u64, options: &[&str], keeps_inflight: bool, manager: Option<&ServiceManager>) -> Self {
         let disk = Disk::new(&spec());
         let program = disk.dir().join("sluice");
         fs::hard_link(sluice_path(), &program)
@@ -48,7 +58,10 @@ impl Rig {
             "--num-queues=2".to_owned(),
         ];
         args.extend(options.iter().map(|option| (*option).to_owned()));
-        let daemon = Lineage::start(&program, &args, disk.dir(), &socket);
+        let daemon = match manager {
+            None => Lineage::start(&program, &args, disk.dir(), &socket),
+            Some(manager) => start_managed(manager, &program, &args, disk.dir(), &socket),
+        };
         let writer = Writer::new(false, seed);
         let mut session = Session::connect(&socket);
         session.negotiate(VERSION_1).unwrap();
@@ -58,7 +71,7 @@ impl Rig {
             session.set_inflight(&inflight).unwrap();
         }
         session.start_ring(0, &writer.ring, 0, true).unwrap();
-        Self { daemon, session, writer, program, socket, disk }
+        Self { daemon, session, writer, program, options: args, socket, disk }
     }
 
     /// Keeps as many writes under way as can be, while something else is done. Returns for how long none was answered at most.
@@ -109,12 +122,29 @@ impl Rig {
         fs::rename(new, &self.program).unwrap();
     }
 
+    /// Descriptors do not pile up from one process to the next. A few come and go with what they do.
+    fn check_holds_no_more_than(&self, fds: usize) {
+        let holds = || Holdings::of(self.daemon.pid()).fds;
+        self.daemon.await_that("it gives descriptors back", || holds() <= fds + 2);
+    }
+
     /// All is as it was: the driver, the front-end, and who serves them.
     fn check_serves(&mut self, what: &str) {
         self.writer.work(5);
         self.settle(what);
         assert_eq!(self.session.config(20, 4).unwrap(), 512_u32.to_le_bytes(), "{what}");
     }
+}
+
+fn start_managed(
+    manager: &ServiceManager,
+    program: &Path,
+    options: &[String],
+    dir: &Path,
+    socket: &Path,
+) -> Lineage {
+    let script = manager.script(program, options);
+    Lineage::start(Path::new("/bin/bash"), &["-c", &script], dir, socket)
 }
 
 /// Median, 99 in 100, and the longest.
@@ -131,6 +161,8 @@ fn upgrade_often(mut rig: Rig, count: usize) {
             rig.write_while(|| Instant::now() > until)
         })
         .collect();
+    rig.upgrade();
+    let fds = Holdings::of(rig.daemon.pid()).fds;
     let mut pauses = Vec::new();
     for upgrade in 0..count {
         pauses.push(rig.upgrade());
@@ -147,6 +179,7 @@ fn upgrade_often(mut rig: Rig, count: usize) {
     // Whoever asks connects for a moment, and is refused.
     assert_eq!(rig.daemon.log().matches("a front-end has connected").count(), 1, "it has connected again");
     assert_eq!(rig.daemon.processes(), 2, "the daemon and its starter");
+    rig.check_holds_no_more_than(fds);
 }
 
 #[test]
@@ -211,6 +244,8 @@ fn a_disk_that_has_become_another_one_stays_with_who_serves_it() {
     let bytes = disk.metadata().unwrap().len();
     disk.set_len(bytes - 4096).unwrap();
     rig.daemon.fail_to_upgrade("capacity in sectors is not as the guest knows it");
+    rig.daemon.await_that("the other one has ended", || rig.daemon.processes() == 2);
+    assert!(rig.socket.exists(), "the socket is still who serves it's");
     disk.set_len(bytes).unwrap();
     rig.check_serves("another size");
     rig.upgrade();
@@ -244,7 +279,8 @@ fn the_next_daemon_reads_the_configuration_again() {
     assert!(serves("a") && serves("b") && serves("c"));
     configured(dir.path(), &["b", "c"], "");
     daemon.fail_to_upgrade("the next daemon has ended");
-    assert!(daemon.log().contains("a.socket is served, and not described any more"), "{}", daemon.log());
+    let why = "a.socket is served, and not described any more";
+    daemon.await_that("it says why", || daemon.log().contains(why));
     configured(dir.path(), &["b", "c", "a"], "workers = \"many\"");
     daemon.fail_to_upgrade("the next daemon has ended");
     assert!(serves("a") && serves("b") && serves("c"));
@@ -264,18 +300,17 @@ fn inherited_sockets_are_handed_on() {
     let image = dir.path().join("image");
     fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
     let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let fd = OwnedFd::from(listener);
+    fcntl_setfd(&fd, FdFlags::empty()).unwrap();
     // As a service manager passes them: from descriptor 3 on, told by variables.
     let script = format!(
-        "import os, socket\n\
-         s = socket.socket(socket.AF_UNIX); s.bind({:?}); s.listen(8)\n\
-         os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
-         os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
-         os.execv({:?}, ['sluice', '--blk-file={}'])\n",
-        socket.display().to_string(),
-        sluice_path().display().to_string(),
+        "exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec {} --blk-file={}",
+        fd.as_raw_fd(),
+        sluice_path().display(),
         image.display()
     );
-    let mut daemon = Lineage::start(Path::new("/usr/bin/python3"), &["-c", &script], dir.path(), &socket);
+    let mut daemon = Lineage::start(Path::new("/bin/bash"), &["-c", &script], dir.path(), &socket);
     let serves = || Session::connect(&socket).negotiate(VERSION_1).is_ok();
     assert!(serves());
     for _ in 0..3 {
@@ -316,4 +351,64 @@ fn whoever_asks_is_told_how_it_has_ended() {
     let mut child = Command::new("/bin/true").spawn().unwrap();
     child.wait().unwrap();
     assert_eq!(ask(&rig, &child.id().to_string()).0, Some(1));
+}
+
+impl Rig {
+    /// Is ended by its manager, under load, and started again a while later.
+    fn restart(&mut self, manager: &mut ServiceManager, between: impl FnOnce(&mut ServiceManager)) {
+        for _ in 0..32 {
+            self.writer.write();
+        }
+        self.writer.ring.submit();
+        self.daemon.end();
+        between(manager);
+        self.daemon = start_managed(manager, &self.program, &self.options, self.disk.dir(), &self.socket);
+        manager.await_state("READY=1");
+    }
+}
+
+#[test]
+fn a_service_that_is_restarted_goes_on_with_its_front_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = ServiceManager::new(dir.path(), 64);
+    let mut rig = Rig::managed(15, &[], true, Some(&manager));
+    manager.await_state("READY=1");
+    let fds = Holdings::of(rig.daemon.pid()).fds;
+    for round in 0..10 {
+        rig.restart(&mut manager, |manager| {
+            manager.await_state("STOPPING=1");
+            // Connection, listener, memory, the account of what is in flight, kick, call, err, and what is said of them.
+            assert!(manager.stored() >= 7);
+        });
+        assert_eq!(manager.stored(), 0, "what is taken is stored no more");
+        rig.settle(&format!("restart {round}"));
+        rig.check_serves("restarted");
+    }
+    assert_eq!(rig.daemon.log().matches("a front-end has connected").count(), 1, "it has connected again");
+    rig.check_holds_no_more_than(fds);
+    // An upgrade tells who serves now.
+    rig.daemon.upgrade();
+    manager.await_state(&format!("MAINPID={}", rig.daemon.pid()));
+    rig.check_serves("upgraded");
+}
+
+#[test]
+fn a_service_whose_store_is_too_small_or_has_lost_something_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = ServiceManager::new(dir.path(), 64);
+    let mut rig = Rig::managed(16, &[], true, Some(&manager));
+    manager.await_state("READY=1");
+    rig.settle("at first");
+    rig.restart(&mut manager, ServiceManager::lose);
+    assert!(rig.daemon.log().contains("begins anew"), "{}", rig.daemon.log());
+    assert_eq!(manager.stored(), 0);
+    assert!(rig.session.closed_within(Duration::from_secs(5)), "the connection is lost");
+    assert!(Session::connect(&rig.socket).negotiate(VERSION_1).is_ok());
+    let small = tempfile::tempdir().unwrap();
+    let mut manager = ServiceManager::new(small.path(), 3);
+    let mut rig = Rig::managed(17, &[], true, Some(&manager));
+    rig.daemon.end();
+    assert_eq!(manager.stored(), 0);
+    assert!(rig.daemon.log().contains("FileDescriptorStoreMax=3"), "{}", rig.daemon.log());
+    assert!(!rig.socket.exists() && rig.session.closed_within(Duration::from_secs(5)));
 }

@@ -1,4 +1,4 @@
-//! The running daemon's half of an upgrade.
+//! The running daemon's half of an upgrade: it hands over to the next one, or leaves everything with the service manager.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -7,32 +7,61 @@ use std::time::Instant;
 use sluice_backend::server::{Server, Suspending};
 
 use super::starter::Starter;
-use super::wire::{DiskState, Message, Peer};
+use super::wire::{DiskState, Message, Peer, StoredState};
 use super::{PROTOCOL, STANDSTILL_MAX, START_MAX, TAKE_MAX, UpgradeError};
+use crate::service_manager::{ServiceManager, without_repetition};
 
 const WHO: &str = "next daemon";
 
-/// What the next daemon has got: it serves now.
+/// Servers that stand still, as somebody else is going to serve.
 #[derive(Debug)]
-pub(crate) struct Successor {
-    pub(crate) pid: u32,
-    /// Since when nobody has served.
+pub(crate) struct Suspended {
+    /// Since when nobody serves.
     pub(crate) since: Instant,
-    suspended: Vec<Suspending>,
+    servers: Vec<Suspending>,
 }
 
-impl Successor {
+impl Suspended {
     /// Ends all servers, and leaves their connections as they are.
     pub(crate) fn let_go(self) {
-        self.suspended.into_iter().for_each(Suspending::let_go);
+        self.servers.into_iter().for_each(Suspending::let_go);
+    }
+
+    /// Stops all servers' rings. Returns what a successor has to know, with descriptors.
+    fn stand_still(
+        servers: &[(&str, &Server)],
+    ) -> Result<(Self, Vec<DiskState>, Vec<OwnedFd>), UpgradeError> {
+        let since = Instant::now();
+        let suspended: Vec<_> = servers.iter().map(|(_, server)| server.suspend()).collect();
+        let (disks, fds) = states_of(servers, &suspended, since + STANDSTILL_MAX)?;
+        Ok((Self { since, servers: suspended }, disks, fds))
     }
 }
 
-/// Has a next daemon started, and hands `servers` with their names over to it.
+/// Leaves `servers` with their names to a process that the service manager starts later.
 ///
 /// # Errors
 /// [`UpgradeError`]: then all of them go on as before.
-pub(crate) fn hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Result<Successor, UpgradeError> {
+pub(crate) fn store(
+    manager: &ServiceManager,
+    servers: &[(&str, &Server)],
+) -> Result<Suspended, UpgradeError> {
+    let (suspended, disks, fds) = Suspended::stand_still(servers)?;
+    let (places, fds) = without_repetition(fds);
+    let stored = serde_json::to_vec(&StoredState { protocol: PROTOCOL, disks, places });
+    let stored = stored.map_err(std::io::Error::from).and_then(|text| manager.store(&text, &fds));
+    stored.map_err(|error| UpgradeError::Gone { who: "service manager", error })?;
+    Ok(suspended)
+}
+
+/// Has a next daemon started, and hands `servers` with their names over to it. Returns the number of its process.
+///
+/// # Errors
+/// [`UpgradeError`]: then all of them go on as before.
+pub(crate) fn hand_over(
+    starter: &Starter,
+    servers: &[(&str, &Server)],
+) -> Result<(u32, Suspended), UpgradeError> {
     let result = try_hand_over(starter, servers);
     if result.is_err() {
         starter.end();
@@ -40,7 +69,7 @@ pub(crate) fn hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Resul
     result
 }
 
-fn try_hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Result<Successor, UpgradeError> {
+fn try_hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Result<(u32, Suspended), UpgradeError> {
     let (ours, theirs) = UnixStream::pair().map_err(UpgradeError::NoStarter)?;
     starter.start(theirs.into())?;
     let peer = Peer::new(ours);
@@ -53,11 +82,9 @@ fn try_hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Result<Succe
         (Message::Refused { why }, _) => return Err(UpgradeError::Refused(why)),
         _ => return Err(UpgradeError::Confused { who: WHO }),
     };
-    let since = Instant::now();
-    let suspended: Vec<_> = servers.iter().map(|(_, server)| server.suspend()).collect();
-    let (state, fds) = state_of(servers, &suspended, since + STANDSTILL_MAX)?;
+    let (suspended, disks, fds) = Suspended::stand_still(servers)?;
     let until = Instant::now() + TAKE_MAX;
-    peer.send(&state, &fds, TAKE_MAX).map_err(gone)?;
+    peer.send(&Message::State { disks }, &fds, TAKE_MAX).map_err(gone)?;
     match peer.receive(until).map_err(gone)? {
         (Message::Taken, _) => {}
         (Message::Refused { why }, _) => return Err(UpgradeError::Refused(why)),
@@ -65,15 +92,15 @@ fn try_hand_over(starter: &Starter, servers: &[(&str, &Server)]) -> Result<Succe
     }
     // From here on it is the next one's.
     peer.send(&Message::Go, &[], TAKE_MAX).map_err(gone)?;
-    Ok(Successor { pid, since, suspended })
+    Ok((pid, suspended))
 }
 
 /// What all servers say when they stand still.
-fn state_of(
+fn states_of(
     servers: &[(&str, &Server)],
     suspended: &[Suspending],
     until: Instant,
-) -> Result<(Message, Vec<OwnedFd>), UpgradeError> {
+) -> Result<(Vec<DiskState>, Vec<OwnedFd>), UpgradeError> {
     let (mut disks, mut all) = (Vec::new(), Vec::new());
     for ((name, _), suspending) in servers.iter().zip(suspended) {
         let disk = (*name).to_owned();
@@ -83,5 +110,5 @@ fn state_of(
         disks.push(DiskState { disk, server, fds: fds.len() });
         all.extend(fds);
     }
-    Ok((Message::State { disks }, all))
+    Ok((disks, all))
 }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::cmsg_space;
@@ -30,6 +31,8 @@ use crate::inherited;
 
 const START: u8 = b's';
 const END: u8 = b'e';
+/// How long a process that has failed may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// What process lists show, so that nobody takes it for the daemon.
 const NAME: &str = "sluice-starter";
 
@@ -94,10 +97,8 @@ pub(crate) fn run(args: &StarterArgs) -> Result<u8> {
     let wishes = std::io::stdin().as_fd().try_clone_to_owned().context("standard input")?;
     let mut started: Option<Child> = None;
     while let Some((wish, fd)) = receive(&wishes).context("what the daemon wishes")? {
-        if let Some(mut child) = started.take() {
-            // Of an attempt that has failed.
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(child) = started.take() {
+            end(child);
         }
         if let (START, Some(fd)) = (wish, fd) {
             match start(args, &fd) {
@@ -116,6 +117,16 @@ fn start(args: &StarterArgs, peer: &OwnedFd) -> io::Result<Child> {
         .env(HANDOVER, peer.as_raw_fd().to_string())
         .stdin(Stdio::null())
         .spawn()
+}
+
+/// Ends what an attempt has left that has failed, when it has had the time to say why.
+fn end(mut child: Child) {
+    let until = Instant::now() + LAST_WORDS;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// The next wish; none when there is no daemon any more.

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use sluice_backend::handover::Fds;
 use sluice_backend::server::{Adopting, Server};
 
-use super::wire::{DiskState, Message, Peer};
+use super::wire::{DiskState, Message, Peer, StoredState};
 use super::{PROTOCOL, STANDSTILL_MAX, START_MAX, TAKE_MAX, UpgradeError};
 use crate::inherited;
+use crate::service_manager::{ServiceManager, Stored};
 
 /// The variable that has the number of a descriptor by which a running daemon hands over.
 pub(crate) const HANDOVER: &str = "SLUICE_HANDOVER";
@@ -20,12 +21,19 @@ pub(crate) const ACTIVATED: &str = "SLUICE_ACTIVATED";
 
 const WHO: &str = "running daemon";
 
-/// A daemon that hands over to this process.
+/// A daemon that hands over to this process, or that has left everything with the service manager.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
-    peer: Peer,
     /// What it serves.
     disks: Vec<String>,
+    way: Way,
+}
+
+/// How things come from there to here.
+#[derive(Debug)]
+enum Way {
+    Peer(Peer),
+    Store { disks: Vec<DiskState>, fds: Vec<OwnedFd> },
 }
 
 /// A disk that is taken over.
@@ -35,19 +43,44 @@ struct Taking {
 }
 
 impl Predecessor {
-    /// The daemon that has had this process started for that, if one has.
-    pub(crate) fn from_environment() -> Result<Option<Self>> {
-        let Ok(number) = std::env::var(HANDOVER) else { return Ok(None) };
+    /// The daemon that has had this process started for that, if one has; or one that has left things with the manager.
+    pub(crate) fn from_environment(manager: Option<&ServiceManager>) -> Result<Option<Self>> {
+        let Ok(number) = std::env::var(HANDOVER) else { return Self::from_store(manager) };
         let about = || format!("{HANDOVER}={number}");
         let number = number.parse().with_context(about)?;
-        let fd: OwnedFd = inherited::duplicate(number).with_context(about)?;
+        let fd: OwnedFd = inherited::take(number).with_context(about)?;
         Ok(Some(Self::meet(UnixStream::from(fd))?))
+    }
+
+    /// What is stored is used once: a process that fails on it is not to fail on it again when it is started again.
+    fn from_store(manager: Option<&ServiceManager>) -> Result<Option<Self>> {
+        let Some(manager) = manager else { return Ok(None) };
+        let Some(stored) = Stored::among(&inherited::passed())? else { return Ok(None) };
+        manager.forget(&stored);
+        match Self::restore(&stored) {
+            Ok(predecessor) => Ok(Some(predecessor)),
+            Err(error) => {
+                log::warn!("begins anew, what an earlier daemon has left is of no use: {error:#}");
+                Ok(None)
+            }
+        }
+    }
+
+    fn restore(stored: &Stored) -> Result<Self> {
+        let StoredState { protocol, disks, places } = serde_json::from_slice(&stored.text)?;
+        if protocol != PROTOCOL {
+            return Err(UpgradeError::Version { theirs: protocol }.into());
+        }
+        let fd = |place| stored.fds.get(place).with_context(|| format!("descriptor {place} was not kept"));
+        let fds = places.iter().map(|place| Ok(fd(place)?.try_clone()?)).collect::<Result<_>>()?;
+        let names = disks.iter().map(|disk| disk.disk.clone()).collect();
+        Ok(Self { disks: names, way: Way::Store { disks, fds } })
     }
 
     fn meet(stream: UnixStream) -> Result<Self, UpgradeError> {
         let peer = Peer::new(stream);
         match peer.receive(Instant::now() + START_MAX) {
-            Ok((Message::Offer { protocol: PROTOCOL, disks }, _)) => Ok(Self { peer, disks }),
+            Ok((Message::Offer { protocol: PROTOCOL, disks }, _)) => Ok(Self { disks, way: Way::Peer(peer) }),
             Ok((Message::Offer { protocol, .. }, _)) => Err(UpgradeError::Version { theirs: protocol }),
             Ok(_) => Err(UpgradeError::Confused { who: WHO }),
             Err(error) => Err(UpgradeError::Gone { who: WHO, error }),
@@ -73,29 +106,46 @@ impl Predecessor {
         self,
         servers: &mut BTreeMap<String, &mut Server>,
     ) -> Result<Vec<String>, UpgradeError> {
-        let gone = |error| UpgradeError::Gone { who: WHO, error };
-        let ready = Message::Ready { pid: std::process::id() };
-        self.peer.send(&ready, &[], TAKE_MAX).map_err(gone)?;
-        let (message, fds) = self.peer.receive(Instant::now() + STANDSTILL_MAX + TAKE_MAX).map_err(gone)?;
-        let Message::State { disks } = message else { return Err(UpgradeError::Confused { who: WHO }) };
-        let connections = disks.iter().filter(|disk| disk.server.is_connection());
-        let connections = connections.map(|disk| disk.disk.clone()).collect();
-        let taken = match adopt(disks, fds, servers) {
-            Ok(taken) => taken,
-            Err(error) => {
-                let refused = Message::Refused { why: error.to_string() };
-                // It hears of it by the end of this process, too.
-                let _ = self.peer.send(&refused, &[], TAKE_MAX);
-                return Err(error);
+        match self.way {
+            Way::Peer(peer) => take_from(&peer, servers),
+            Way::Store { disks, fds } => {
+                let connections = connections_of(&disks);
+                adopt(disks, fds, servers)?.into_iter().for_each(|taking| taking.adopting.go());
+                Ok(connections)
             }
-        };
-        self.peer.send(&Message::Taken, &[], TAKE_MAX).map_err(gone)?;
-        match self.peer.receive(Instant::now() + TAKE_MAX).map_err(gone)? {
-            (Message::Go, _) => taken.into_iter().for_each(|taking| taking.adopting.go()),
-            _ => return Err(UpgradeError::Confused { who: WHO }),
         }
-        Ok(connections)
     }
+}
+
+/// Takes over from a daemon that runs.
+fn take_from(peer: &Peer, servers: &mut BTreeMap<String, &mut Server>) -> Result<Vec<String>, UpgradeError> {
+    let gone = |error| UpgradeError::Gone { who: WHO, error };
+    let ready = Message::Ready { pid: std::process::id() };
+    peer.send(&ready, &[], TAKE_MAX).map_err(gone)?;
+    let (message, fds) = peer.receive(Instant::now() + STANDSTILL_MAX + TAKE_MAX).map_err(gone)?;
+    let Message::State { disks } = message else { return Err(UpgradeError::Confused { who: WHO }) };
+    let connections = connections_of(&disks);
+    let taken = match adopt(disks, fds, servers) {
+        Ok(taken) => taken,
+        Err(error) => {
+            let refused = Message::Refused { why: error.to_string() };
+            // It hears of it by the end of this process, too.
+            let _ = peer.send(&refused, &[], TAKE_MAX);
+            return Err(error);
+        }
+    };
+    peer.send(&Message::Taken, &[], TAKE_MAX).map_err(gone)?;
+    match peer.receive(Instant::now() + TAKE_MAX).map_err(gone)? {
+        (Message::Go, _) => taken.into_iter().for_each(|taking| taking.adopting.go()),
+        _ => return Err(UpgradeError::Confused { who: WHO }),
+    }
+    Ok(connections)
+}
+
+/// Those that serve a connection that ends with its front-end.
+fn connections_of(disks: &[DiskState]) -> Vec<String> {
+    let connections = disks.iter().filter(|disk| disk.server.is_connection());
+    connections.map(|disk| disk.disk.clone()).collect()
 }
 
 /// Has each disk's server take over, and waits until all have, but for that they serve.

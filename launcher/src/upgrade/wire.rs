@@ -49,6 +49,15 @@ pub(super) struct DiskState {
     pub(super) fds: usize,
 }
 
+/// What is left with a service manager, for a daemon that is started later.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StoredState {
+    pub(super) protocol: u32,
+    pub(super) disks: Vec<DiskState>,
+    /// Of each descriptor, its place among those that are stored.
+    pub(super) places: Vec<usize>,
+}
+
 /// The other daemon.
 #[derive(Debug)]
 pub(super) struct Peer {
