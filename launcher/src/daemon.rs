@@ -28,9 +28,9 @@ use crate::disk_args::{DiskArgs, EngineName, QUEUE_SIZE_DEFAULT};
 use crate::inherited::InheritedSocket;
 use crate::plan::{Endpoint, Plan, PlannedDisk, UsageError};
 use crate::sandbox::{self, Identity, limits};
-use crate::service_manager::ServiceManager;
 use crate::signals::{StopSignals, Wake};
 use crate::socket::{self, SocketAccess, SocketFile};
+use crate::systemd::Systemd;
 use crate::upgrade::UpgradeError;
 use crate::upgrade::predecessor::{self, Suspended};
 use crate::upgrade::starter::Starter;
@@ -262,7 +262,7 @@ impl Daemon {
     }
 
     /// Leaves everything with the service manager, for the next daemon that it starts. An error: this one goes on.
-    pub(crate) fn store(&self, manager: &ServiceManager) -> Result<Suspended, UpgradeError> {
+    pub(crate) fn store(&self, manager: &Systemd) -> Result<Suspended, UpgradeError> {
         predecessor::store(manager, &self.named_servers())
     }
 

@@ -13,7 +13,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::service_manager::is_stored;
+use crate::systemd::is_stored;
 use crate::upgrade::successor::{ACTIVATED, HANDOVER};
 
 /// The first descriptor that socket activation passes.

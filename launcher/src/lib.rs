@@ -4,8 +4,9 @@
 //! A map of the launcher. `cli` is the command line; `disk_args` one disk's options, wherever they are written;
 //! `worker_args` the options of the threads, `accounts` users and groups; `config` the configuration file; `plan`
 //! all disks, checked as a whole. `daemon` serves a plan on sockets made by `socket` or `inherited` from whoever
-//! started us, in a `sandbox`, until `signals` ask for the end, or for an `upgrade`; the `service_manager` is told. `run` adds a virtual machine, `bench` measures,
-//! `doctor` tries the sandbox out. `capabilities` is for management tools, `logging` for everybody.
+//! started us, in a `sandbox`, until `signals` ask for the end, or for an `upgrade`; `systemd` is told how things stand.
+//! `run` adds a virtual machine, `bench` measures, `doctor` tries the sandbox out. `capabilities` is for management tools,
+//! `logging` for everybody.
 //!
 //! Exit codes: 0 ended as asked, 1 failed, 2 wrong usage; of `sluice run` the guest's.
 
@@ -30,9 +31,9 @@ mod logging;
 mod plan;
 mod run;
 mod sandbox;
-mod service_manager;
 mod signals;
 mod socket;
+mod systemd;
 #[doc(hidden)]
 pub mod trial;
 mod upgrade;
@@ -41,8 +42,8 @@ mod worker_args;
 use cli::{Cli, Command, ServeArgs};
 use daemon::{Daemon, Ending, OpenedDisks, StartError};
 use plan::{Origin, Plan, UsageError};
-use service_manager::ServiceManager;
 use signals::StopSignals;
+use systemd::Systemd;
 use upgrade::starter::{self, Starter};
 use upgrade::successor::Predecessor;
 
@@ -98,7 +99,7 @@ fn start(cli: Cli) -> Result<u8> {
 }
 
 fn serve_until_stopped(plan: &Plan) -> Result<u8> {
-    let manager = ServiceManager::from_environment()?;
+    let manager = Systemd::from_environment()?;
     let predecessor = Predecessor::from_environment(manager.as_ref())?;
     // Opening a disk may take its time, and leaves nothing behind: until then a signal just ends the process.
     let disks = OpenedDisks::open(plan, predecessor)?;
@@ -132,7 +133,7 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
 }
 
 /// Ends a daemon; where the service manager stores things, in such a way that the next one goes on with the front-ends.
-fn end(daemon: Daemon, manager: Option<&ServiceManager>) {
+fn end(daemon: Daemon, manager: Option<&Systemd>) {
     tell(manager, "STOPPING=1");
     match manager.filter(|manager| manager.stores()).map(|manager| daemon.store(manager)) {
         None => daemon.stop(),
@@ -144,7 +145,7 @@ fn end(daemon: Daemon, manager: Option<&ServiceManager>) {
     }
 }
 
-fn tell(manager: Option<&ServiceManager>, state: &str) {
+fn tell(manager: Option<&Systemd>, state: &str) {
     if let Some(manager) = manager {
         manager.tell(state);
     }

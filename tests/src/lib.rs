@@ -28,10 +28,11 @@ pub mod power;
 pub mod reference;
 pub mod request;
 pub mod rng;
-pub mod service_manager;
+
 pub mod shape;
 pub mod signal;
 pub mod subject;
+pub mod systemd;
 pub mod throttle;
 pub mod vm;
 pub mod wire;

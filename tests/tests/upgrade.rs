@@ -19,8 +19,8 @@ use sluice_tests::generations::{RING, Writer, spec};
 use sluice_tests::guest::VERSION_1;
 use sluice_tests::holdings::Holdings;
 use sluice_tests::lineage::Lineage;
-use sluice_tests::service_manager::ServiceManager;
 use sluice_tests::subject::sluice_path;
+use sluice_tests::systemd::Systemd;
 
 /// How often the daemon is upgraded: `SLUICE_UPGRADES`, else so often.
 fn upgrades(default: usize) -> usize {
@@ -45,7 +45,7 @@ impl Rig {
     }
 
     /// As the service of a manager.
-    fn managed(seed: u64, options: &[&str], keeps_inflight: bool, manager: Option<&ServiceManager>) -> Self {
+    fn managed(seed: u64, options: &[&str], keeps_inflight: bool, manager: Option<&Systemd>) -> Self {
         let disk = Disk::new(&spec());
         let program = disk.dir().join("sluice");
         fs::hard_link(sluice_path(), &program)
@@ -137,7 +137,7 @@ impl Rig {
 }
 
 fn start_managed(
-    manager: &ServiceManager,
+    manager: &Systemd,
     program: &Path,
     options: &[String],
     dir: &Path,
@@ -355,7 +355,7 @@ fn whoever_asks_is_told_how_it_has_ended() {
 
 impl Rig {
     /// Is ended by its manager, under load, and started again a while later.
-    fn restart(&mut self, manager: &mut ServiceManager, between: impl FnOnce(&mut ServiceManager)) {
+    fn restart(&mut self, manager: &mut Systemd, between: impl FnOnce(&mut Systemd)) {
         for _ in 0..32 {
             self.writer.write();
         }
@@ -370,7 +370,7 @@ impl Rig {
 #[test]
 fn a_service_that_is_restarted_goes_on_with_its_front_end() {
     let dir = tempfile::tempdir().unwrap();
-    let mut manager = ServiceManager::new(dir.path(), 64);
+    let mut manager = Systemd::new(dir.path(), 64);
     let mut rig = Rig::managed(15, &[], true, Some(&manager));
     manager.await_state("READY=1");
     let fds = Holdings::of(rig.daemon.pid()).fds;
@@ -395,17 +395,17 @@ fn a_service_that_is_restarted_goes_on_with_its_front_end() {
 #[test]
 fn a_service_whose_store_is_too_small_or_has_lost_something_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let mut manager = ServiceManager::new(dir.path(), 64);
+    let mut manager = Systemd::new(dir.path(), 64);
     let mut rig = Rig::managed(16, &[], true, Some(&manager));
     manager.await_state("READY=1");
     rig.settle("at first");
-    rig.restart(&mut manager, ServiceManager::lose);
+    rig.restart(&mut manager, Systemd::lose);
     assert!(rig.daemon.log().contains("begins anew"), "{}", rig.daemon.log());
     assert_eq!(manager.stored(), 0);
     assert!(rig.session.closed_within(Duration::from_secs(5)), "the connection is lost");
     assert!(Session::connect(&rig.socket).negotiate(VERSION_1).is_ok());
     let small = tempfile::tempdir().unwrap();
-    let mut manager = ServiceManager::new(small.path(), 3);
+    let mut manager = Systemd::new(small.path(), 3);
     let mut rig = Rig::managed(17, &[], true, Some(&manager));
     rig.daemon.end();
     assert_eq!(manager.stored(), 0);

@@ -9,7 +9,7 @@ use sluice_backend::server::{Server, Suspending};
 use super::starter::Starter;
 use super::wire::{DiskState, Message, Peer, StoredState};
 use super::{PROTOCOL, STANDSTILL_MAX, START_MAX, TAKE_MAX, UpgradeError};
-use crate::service_manager::{ServiceManager, without_repetition};
+use crate::systemd::{Systemd, without_repetition};
 
 const WHO: &str = "next daemon";
 
@@ -42,10 +42,7 @@ impl Suspended {
 ///
 /// # Errors
 /// [`UpgradeError`]: then all of them go on as before.
-pub(crate) fn store(
-    manager: &ServiceManager,
-    servers: &[(&str, &Server)],
-) -> Result<Suspended, UpgradeError> {
+pub(crate) fn store(manager: &Systemd, servers: &[(&str, &Server)]) -> Result<Suspended, UpgradeError> {
     let (suspended, disks, fds) = Suspended::stand_still(servers)?;
     let (places, fds) = without_repetition(fds);
     let stored = serde_json::to_vec(&StoredState { protocol: PROTOCOL, disks, places });

@@ -12,7 +12,7 @@ use sluice_backend::server::{Adopting, Server};
 use super::wire::{DiskState, Message, Peer, StoredState};
 use super::{PROTOCOL, STANDSTILL_MAX, START_MAX, TAKE_MAX, UpgradeError};
 use crate::inherited;
-use crate::service_manager::{ServiceManager, Stored};
+use crate::systemd::{Stored, Systemd};
 
 /// The variable that has the number of a descriptor by which a running daemon hands over.
 pub(crate) const HANDOVER: &str = "SLUICE_HANDOVER";
@@ -44,7 +44,7 @@ struct Taking {
 
 impl Predecessor {
     /// The daemon that has had this process started for that, if one has; or one that has left things with the manager.
-    pub(crate) fn from_environment(manager: Option<&ServiceManager>) -> Result<Option<Self>> {
+    pub(crate) fn from_environment(manager: Option<&Systemd>) -> Result<Option<Self>> {
         let Ok(number) = std::env::var(HANDOVER) else { return Self::from_store(manager) };
         let about = || format!("{HANDOVER}={number}");
         let number = number.parse().with_context(about)?;
@@ -53,7 +53,7 @@ impl Predecessor {
     }
 
     /// What is stored is used once: a process that fails on it is not to fail on it again when it is started again.
-    fn from_store(manager: Option<&ServiceManager>) -> Result<Option<Self>> {
+    fn from_store(manager: Option<&Systemd>) -> Result<Option<Self>> {
         let Some(manager) = manager else { return Ok(None) };
         let Some(stored) = Stored::among(&inherited::passed())? else { return Ok(None) };
         manager.forget(&stored);

@@ -26,7 +26,7 @@ const TEXT: &str = "sluice-state";
 
 /// The manager that has started this process.
 #[derive(Debug)]
-pub(crate) struct ServiceManager {
+pub(crate) struct Systemd {
     socket: UnixDatagram,
     /// How many descriptors it stores.
     room: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Stored {
     pub(crate) fds: BTreeMap<usize, OwnedFd>,
 }
 
-impl ServiceManager {
+impl Systemd {
     /// The manager that the environment tells of.
     pub(crate) fn from_environment() -> Result<Option<Self>> {
         let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(None) };

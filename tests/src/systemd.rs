@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The manager of one service.
-pub struct ServiceManager {
+pub struct Systemd {
     socket: UnixDatagram,
     path: PathBuf,
     /// How many descriptors it keeps.
@@ -25,7 +25,7 @@ pub struct ServiceManager {
     heard: Vec<String>,
 }
 
-impl ServiceManager {
+impl Systemd {
     /// A manager with its socket in `dir`, that keeps so many descriptors.
     ///
     /// # Panics
