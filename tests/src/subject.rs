@@ -7,7 +7,7 @@ mod in_process;
 pub(crate) mod process;
 
 pub(crate) use self::process::QEMU;
-pub use self::process::sluice_path;
+pub use self::process::{arguments, sluice_path};
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -39,8 +39,31 @@ pub(crate) fn sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) ->
 /// Starts the sluice binary on one disk, which it may refuse.
 pub(super) fn try_sluice(engine: Engine, cache: &str, disk: &Disk, socket: &Path) -> Result<Process, String> {
     let mut command = Command::new(sluice_path());
-    command.args(options(engine, cache, disk, socket).map(|(name, value)| format!("--{name}={value}")));
+    command.args(arguments(engine, cache, &[(disk, socket)], None));
     Process::try_start(command, disk, socket)
+}
+
+/// What the sluice binary is told for disks, each with its socket: one as management tools have it done, several by `sluice serve`,
+/// which may have so many threads.
+pub fn arguments(
+    engine: Engine,
+    cache: &str,
+    disks: &[(&Disk, &Path)],
+    workers: Option<usize>,
+) -> Vec<String> {
+    if let ([(disk, socket)], None) = (disks, workers) {
+        let options = options(engine, cache, disk, socket);
+        return options.map(|(name, value)| format!("--{name}={value}")).collect();
+    }
+    let mut arguments = vec!["serve".to_owned()];
+    arguments.extend(workers.map(|count| format!("--workers={count}")));
+    for (disk, socket) in disks {
+        let settings: Vec<_> = options(engine, cache, disk, socket)
+            .map(|(name, value)| format!("{name}={}", value.replace(',', ",,")))
+            .collect();
+        arguments.extend(["--disk".to_owned(), settings.join(",")]);
+    }
+    arguments
 }
 
 /// Starts one sluice binary on several disks, each with its socket, and with so many threads for them. The log is that of the first disk.
@@ -51,13 +74,7 @@ pub(crate) fn sluice_serving(
     workers: Option<usize>,
 ) -> Process {
     let mut command = Command::new(sluice_path());
-    command.arg("serve").args(workers.map(|count| format!("--workers={count}")));
-    for (disk, socket) in disks {
-        let settings: Vec<_> = options(engine, cache, disk, socket)
-            .map(|(name, value)| format!("{name}={}", value.replace(',', ",,")))
-            .collect();
-        command.args(["--disk", &settings.join(",")]);
-    }
+    command.args(arguments(engine, cache, disks, workers));
     let (first, _) = disks.first().expect("there is a disk to serve");
     let (_, last) = disks.last().expect("there is a disk to serve");
     Process::start(command, first, last)

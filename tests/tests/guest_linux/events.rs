@@ -10,7 +10,7 @@ use sluice_tests::guest::VERSION_1;
 use sluice_tests::holdings::Holdings;
 use sluice_tests::vm::{Daemon, LinuxReport, Machine, Running, Vm};
 
-use crate::setup::{MIB, PC, Setup};
+use crate::setup::{MIB, PC, Setup, endure};
 
 /// A daemon with a disk of zeroes, and what it holds.
 pub(crate) struct Stage {
@@ -103,11 +103,8 @@ fn memory_is_plugged_in_and_out_while_a_guest_writes() {
     const DIMMS: u32 = 3;
     let setup = Setup { queues: 2, ..PC };
     let stage = Stage::new(setup, &[("in-order", "on")]);
-    let job = "[global]\nfilename=${DEV}\nioengine=libaio\ndirect=1\nrw=randwrite\nverify=crc32c\nverify_fatal=1\n\
-               verify_backlog=256\ntime_based=1\nruntime=8\nsize=24m\n\
-               [small]\nbs=4k\niodepth=16\noffset=0\n[large]\nbs=64k\niodepth=8\noffset=32m\n";
     let vm = setup.vm(&stage.daemon, &["memory"]).growing_to(2048).word("memhp_default_state=online_movable");
-    let vm = vm.word("sluice.grows=300").file("fio/endure.fio", job.as_bytes());
+    let vm = vm.word("sluice.grows=300").file("fio/endure.fio", endure(8).as_bytes());
     let mut vm = vm.start();
     vm.wait_until("fio runs", |vm| vm.console().contains("fio: endure"));
     for number in 0..DIMMS {

@@ -12,4 +12,5 @@ mod hosts;
 mod kills;
 mod migrations;
 mod setup;
+mod upgrades;
 mod workloads;

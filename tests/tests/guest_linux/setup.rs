@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use sluice_tests::disk::{Disk, DiskSpec};
@@ -45,7 +46,12 @@ impl Setup {
 
     /// A VM with a processor for each queue, on the first disk.
     pub(crate) fn vm(&self, daemon: &Daemon, jobs: &[&str]) -> Vm {
-        Vm::linux(self.machine, self.queues, jobs).disk(daemon.socket(0), self.queues)
+        self.vm_on(daemon.socket(0), jobs)
+    }
+
+    /// The same on a disk that somebody else serves.
+    pub(crate) fn vm_on(&self, socket: &Path, jobs: &[&str]) -> Vm {
+        Vm::linux(self.machine, self.queues, jobs).disk(socket, self.queues)
     }
 }
 
@@ -114,6 +120,23 @@ pub(crate) fn assert_fio_verified(report: &LinuxReport) {
         report.assert_value(&format!("fio.{job}.error"), "0");
         assert!(report.number(&format!("fio.{job}.write.kib")) >= 4096, "{job} has written");
         assert!(report.number(&format!("fio.{job}.read.kib")) >= 4096, "{job} has read back");
+    }
+}
+
+/// A job file: fio writes at random for so long and reads back what it has written, in two sizes.
+pub(crate) fn endure(seconds: u32) -> String {
+    let job = "rw=randwrite\nverify=crc32c\nverify_fatal=1\nverify_backlog=256\ntime_based=1\nsize=24m\n";
+    format!(
+        "[global]\nfilename=${{DEV}}\nioengine=libaio\ndirect=1\nruntime={seconds}\n{job}\
+         [small]\nbs=4k\niodepth=16\noffset=0\n[large]\nbs=64k\niodepth=8\noffset=32m\n"
+    )
+}
+
+/// The guest's kernel has nothing to say about its disk.
+#[track_caller]
+pub(crate) fn assert_unnoticed(console: &str) {
+    for error in ["I/O error", "blk_update_request", "hung", "is not a head"] {
+        assert!(!console.contains(error), "the guest has noticed: {error}\n{console}");
     }
 }
 
