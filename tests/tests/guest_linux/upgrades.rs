@@ -104,10 +104,13 @@ fn is_upgraded_under_a_guest(setup: Setup, count: u32, seed: u64) {
     let seconds = count * 3 / 10 + 2;
     let vm = setup.vm_on(daemon.socket(0), &["smoke", "fio", "mkfs"]).word("sluice.fio=endure");
     let mut vm = vm.file("fio/endure.fio", endure(seconds).as_bytes()).start();
+    // A guest that stands still would else be awaited for minutes.
+    let most = 10 * count as usize + 200;
     let mut at = |vm: &mut Running, what: &str, is_there: fn(&Running) -> bool| {
         vm.wait_until(what, |vm| {
             daemon.upgrade_soon();
             assert_unnoticed(&vm.console());
+            assert!(daemon.count < most, "not after {most} upgrades: {what}\n{}", daemon.daemon.log());
             is_there(vm)
         });
         daemon.count
