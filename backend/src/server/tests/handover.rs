@@ -75,6 +75,37 @@ fn a_driver_and_its_front_end_go_on_with_the_next_server() {
     bench.check_serves_soon();
 }
 
+/// Whatever was handed over, the next server would hand over.
+#[test]
+fn nothing_is_lost_from_one_server_to_the_next() {
+    const EVENT_IDX: u64 = 1 << 29;
+    let mut bench = Bench::new();
+    let front = bench.connect();
+    front.negotiate(FEATURES | EVENT_IDX);
+    front.set_memory(&bench.ram);
+    let mut drivers = [RAM.start, RAM.start + 0x2_0000].map(|at| Driver::new(&bench.ram, at, 16));
+    for (index, driver) in (0..).zip(&drivers) {
+        front.start_ring(index, driver);
+    }
+    front.say(SET_VRING_ENABLE, &state(1, 0), &[]);
+    let said = |bench: &Bench| {
+        let (state, fds) = bench.server.as_ref().unwrap().suspend().wait(soon()).unwrap();
+        (serde_json::to_value(state).unwrap(), Vec::from(fds).len())
+    };
+    let before = said(&bench);
+    let rings = before.0["connection"]["session"]["rings"].as_array().unwrap();
+    assert_eq!(rings.iter().map(|ring| ring["runs"] == true).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(before.0["connection"]["session"]["accepted"], FEATURES | EVENT_IDX);
+    bench.hand_over();
+    assert_eq!(said(&bench), before);
+    // And the rings are of the kind that was negotiated.
+    let driver = &mut drivers[0];
+    driver.check_works(1, 0x11);
+    // As if there were one more.
+    driver.next_avail += 1;
+    eventually(PATIENCE, || driver.wants_kick(true)).expect("it asks for the next kick by its event index");
+}
+
 #[test]
 fn requests_that_come_while_it_is_handed_over_are_served_by_the_next_one() {
     let mut bench = Bench::new();
