@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 use sluice_mem::region::{Region, RegionInfo};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::*;
 use crate::doubles::disk::TestDisk;
