@@ -12,7 +12,9 @@ use sluice_mem::guest::MemPin;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 
-use super::{Buffer, DESCRIPTOR_BYTES, Header};
+use super::Header;
+use super::buffers::Buffer;
+use super::walk::DESCRIPTOR_BYTES;
 use crate::vring::Vring;
 
 /// The parts of a plain chain.

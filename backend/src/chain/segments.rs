@@ -10,7 +10,9 @@ use sluice_blk::bio::{BioChain, Op};
 use sluice_blk::sector::{SECTOR_SIZE, Sector};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
-use super::{BlkStatus, Buffers, Builder};
+use super::BlkStatus;
+use super::buffers::Buffers;
+use super::builder::Builder;
 use crate::config::DiskConfig;
 
 /// Bytes of a segment.
