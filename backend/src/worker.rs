@@ -17,11 +17,10 @@
 //!  sleep ─────────────────────────────────────┘
 //! ```
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::thread::sched_yield;
@@ -29,83 +28,13 @@ use sluice_blk::engine::ring::Wait;
 use sluice_blk::overlap::Wake as WakeQueue;
 
 use crate::call::SignalRings;
-use crate::event::Event;
 use crate::pace::Pace;
 use crate::reactor::{Reactor, Wake};
 use crate::service::{Service, ServiceSetup, StartError};
 
-/// Which ring of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingId(u32);
+pub use self::mailbox::{Command, Mailbox, RingId, Stopped};
 
-/// What a control thread wants of a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve a ring.
-    Start(Box<ServiceSetup>, Sender<Result<RingId, StartError>>),
-    /// Serve a ring that was held back.
-    Go(RingId),
-    /// Serve a ring no more: answered when all of its requests are.
-    Stop(RingId, Sender<Stopped>),
-    /// Call the driver of a ring by another fd: answered when the old one is not used any more.
-    SetCall(RingId, Option<Arc<File>>, Sender<()>),
-    /// End the thread. All rings were stopped.
-    Exit,
-}
-
-/// How a ring was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stopped {
-    /// The index of the next available entry.
-    pub next_avail: u16,
-    /// The driver has broken it.
-    pub broken: bool,
-}
-
-/// Where commands for a worker are put.
-#[derive(Debug)]
-pub struct Mailbox {
-    /// None when the worker has ended: commands are dropped then, and whoever waits for an answer hears of it.
-    commands: Mutex<Option<Vec<Command>>>,
-    event: Event,
-}
-
-impl Mailbox {
-    /// An empty mailbox.
-    ///
-    /// # Errors
-    /// When there is no event fd to be had.
-    pub fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { commands: Mutex::new(Some(Vec::new())), event: Event::new()? }))
-    }
-
-    /// Puts a command in and wakes the worker.
-    pub fn send(&self, command: Command) {
-        if let Some(commands) = &mut *self.lock() {
-            commands.push(command);
-        }
-        self.event.notify();
-    }
-
-    fn take(&self) -> Vec<Command> {
-        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    fn close(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl WakeQueue for Mailbox {
-    /// An empty mailbox makes the worker look at all of its rings, too.
-    fn wake(&self) {
-        self.event.notify();
-    }
-}
+mod mailbox;
 
 /// A ring of this worker's.
 #[derive(Debug)]
