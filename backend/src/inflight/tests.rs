@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use sluice_mem::crash;
+use sluice_mem::sigbus::Alarm;
 
 use super::*;
 use crate::doubles::disk::TestDisk;
