@@ -2,6 +2,11 @@
 
 use std::os::unix::fs::FileExt;
 
+use vhost::vhost_user::VhostUserBackendReqHandlerMut;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserInflight, VhostUserLog, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
+};
+
 use super::*;
 use crate::doubles::disk::TestDisk;
 use crate::doubles::guest_ram::memory_file;
