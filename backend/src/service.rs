@@ -9,68 +9,29 @@
 //! read once, `used.idx` is published once, and one decision is made about one call, which may wait (`coalesce`).
 
 use std::fs::File;
-use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sluice_blk::disk::{Cache, Discard, LockError, LockGuard};
+use sluice_blk::disk::LockGuard;
 use sluice_blk::engine::ring::Ring;
 use sluice_blk::overlap::Wake;
-use sluice_blk::queue::{Completed, QueueConfig, QueueMemory, Refused, RequestQueue};
+use sluice_blk::queue::{Completed, Refused, RequestQueue};
 use sluice_blk::request::Status;
 use sluice_mem::gfp::Gfp;
-use sluice_mem::guest::{GuestMem, MemPin};
+use sluice_mem::guest::MemPin;
 use sluice_mem::slice::GuestSlice;
 
+use self::setup::queue_config;
 use crate::call::{Call, SignalRings};
 use crate::chain::{Action, BlkStatus, ChainParser, Transfer};
 use crate::coalesce::Coalescing;
 use crate::device::Device;
-use crate::inflight::InflightSetup;
-use crate::vring::{RingFault, RingSetup, SetupError, Vring};
+use crate::vring::{RingFault, Vring};
 
-/// All that it takes to serve a ring.
-#[derive(Debug)]
-pub struct ServiceSetup {
-    /// The connection and the ring, for the log.
-    pub name: String,
-    /// Which of the device's queues.
-    pub index: u16,
-    /// Where the ring is and where to begin.
-    pub ring: RingSetup,
-    /// What was in flight when somebody else has left the ring, and where to keep what is.
-    pub inflight: Option<InflightSetup>,
-    /// The guest's memory.
-    pub memory: Arc<GuestMem>,
-    /// The disk and what the guest may know of it.
-    pub device: Arc<Device>,
-    /// The disk's lock.
-    pub lock: LockGuard,
-    /// Whether nothing is done for it before it is told to go: another process may still go on with it.
-    pub held_back: bool,
-    /// The event fd by which the driver kicks.
-    pub kick: Arc<File>,
-    /// The event fd by which the driver is called; none when it polls.
-    pub call: Option<Arc<File>>,
-    /// The event fd by which a broken ring is told.
-    pub err: Option<Arc<File>>,
-}
+pub use self::setup::{ServiceSetup, StartError};
 
-/// Why a ring cannot be served.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// The front-end's mistake.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// The disk is not to be had.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The host cannot.
-    #[error("cannot make a request queue")]
-    Host(#[source] io::Error),
-}
+mod setup;
 
 /// A ring that is served by the thread that owns this.
 #[derive(Debug)]
@@ -393,23 +354,6 @@ impl Service {
         if let Some(err) = &self.err {
             Call::new(Arc::clone(err), &self.signals).signal();
         }
-    }
-}
-
-fn queue_config(name: &str, device: &Device, index: u16, depth: u16, wake: Arc<dyn Wake>) -> QueueConfig {
-    let disk = device.disk();
-    QueueConfig {
-        name: name.to_owned(),
-        on_enospc: disk.on_enospc(),
-        io_timeout: disk.io_timeout(),
-        device_id: device.id().to_vec(),
-        lifetime: disk.lifetime(),
-        secure_erase: disk.has_secure_erase(),
-        ignore_flush: disk.cache() == Cache::Unsafe,
-        ignore_discard: disk.discard() == Discard::Ignore,
-        memory: QueueMemory::of(Arc::clone(device.queue_budget(index))),
-        overlaps: Some((Arc::clone(disk.overlaps()), wake)),
-        ..QueueConfig::new(depth, device.config().limits())
     }
 }
 
