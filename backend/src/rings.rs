@@ -50,6 +50,8 @@ pub struct Rings {
     features: u64,
     inflight: Option<InflightMem>,
     rings: Vec<Ring>,
+    /// A ring has run on this connection: what was written to the memory since is known.
+    has_run: bool,
     /// The log says already what a crash may cost.
     is_told: bool,
     meanwhile: Box<dyn Meanwhile>,
@@ -80,6 +82,7 @@ impl Rings {
             features: 0,
             inflight: None,
             rings,
+            has_run: false,
             is_told: false,
             meanwhile,
         }
@@ -262,6 +265,7 @@ impl Rings {
         self.features = 0;
         self.inflight = None;
         self.log = None;
+        self.has_run = false;
         self.attach_log();
     }
 

@@ -133,6 +133,12 @@ impl GuestMem {
         }
     }
 
+    /// Marks all of it, if it has a log: somebody else has written to it, and nobody knows where.
+    pub fn mark_all(&self) {
+        let Some(log) = &self.log else { return };
+        self.regions.iter().for_each(|region| log.mark(region.guest_addr(), region.size()));
+    }
+
     /// The guest address of a user address, if `len` bytes from there are in one region.
     #[must_use]
     pub fn user_to_guest(&self, user_addr: u64, len: u64) -> Option<u64> {

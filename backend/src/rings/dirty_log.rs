@@ -46,6 +46,16 @@ impl Rings {
         self.features & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
     }
 
+    /// Marks all of the memory before the first ring runs, if it is logged by then what is written: a front-end that copies the
+    /// memory and begins on a new connection has lost who wrote to it before, and with it, perhaps, the marks that it had not
+    /// looked at. QEMU lets go of the log of a back-end that has died, unread, and gives the next one an empty one. With the disk's
+    /// lock, so that what the dead one has left in the kernel has been written by now.
+    pub(super) fn mark_what_others_wrote(&mut self) {
+        if !std::mem::replace(&mut self.has_run, true) {
+            self.memory.mark_all();
+        }
+    }
+
     /// Gives the memory the log, or takes it.
     pub(super) fn attach_log(&mut self) {
         let log = self.log_in_use().cloned();

@@ -89,7 +89,8 @@ impl Rings {
         let (kick, call, err) = (Arc::clone(kick), ring.call.clone(), ring.err.clone());
         let start = |source| RingError::Start { index, source };
         let inflight = self.inflight_of(index, ring.size);
-        let lock = lock(self);
+        let lock = lock(self).map_err(|error| start(error.into()))?;
+        self.mark_what_others_wrote();
         let setup = ServiceSetup {
             name: format!("{} ring {index}", self.name),
             index: index_of(index),
@@ -97,7 +98,7 @@ impl Rings {
             inflight,
             memory: Arc::clone(&self.memory),
             device: Arc::clone(&self.device),
-            lock: lock.map_err(|error| start(error.into()))?,
+            lock,
             held_back,
             kick,
             call,

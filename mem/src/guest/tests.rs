@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 
@@ -178,4 +179,20 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn all_of_a_memory_is_marked_and_nothing_between_its_regions() {
+    let memory =
+        GuestMem::new(vec![region(0x1000, 0, 2, 1), region(0x9000, 0x1_0000, 1, 1)]).expect("disjoint");
+    // Without a log there is nothing to mark.
+    memory.mark_all();
+    let file = tempfile::tempfile().expect("a temporary file");
+    file.set_len(0x1000).expect("room");
+    let alarm = Alarm::new().expect("an fd is free");
+    let log = DirtyLog::map(2, 0, file.try_clone().expect("an fd is free"), &alarm).expect("a good log");
+    memory.with_log(Some(Arc::new(log))).mark_all();
+    let mut bits = [0; 2];
+    file.read_exact_at(&mut bits, 0).expect("it is as long");
+    assert_eq!(u16::from_le_bytes(bits), 1 << 1 | 1 << 2 | 1 << 9);
 }

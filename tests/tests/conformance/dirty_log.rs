@@ -40,7 +40,7 @@ const SET_LOG_FD: u32 = 7;
 const WHOLE: Mixture = Mixture { start: 0, sectors: 8 << 11, transfer_max: 96, block: 1, depth: 32 };
 
 /// A guest with little memory, so that all of it can be compared often: two regions with a seam, and one far away.
-fn boot(subject: Subject, drive: &Drive) -> Guest {
+pub(crate) fn boot(subject: Subject, drive: &Drive) -> Guest {
     let (low, high) = (memory_file(8 * MIB), memory_file(2 * MIB));
     let memory = GuestMemory::with_seam(vec![
         Region::new(0, SEAM, &low, 0),
@@ -53,16 +53,16 @@ fn boot(subject: Subject, drive: &Drive) -> Guest {
 }
 
 /// A guest that is being copied.
-struct Copied {
-    guest: Guest,
-    log: Log,
-    replica: Replica,
+pub(crate) struct Copied {
+    pub(crate) guest: Guest,
+    pub(crate) log: Log,
+    pub(crate) replica: Replica,
     /// Where the used ring is logged.
     used: u64,
 }
 
 impl Copied {
-    fn new(guest: Guest) -> Self {
+    pub(crate) fn new(guest: Guest) -> Self {
         let used = guest.lanes[0].ring.used;
         let log = Log::for_memory(&guest.memory, 0, 0);
         let replica = Replica::new(&guest.memory);
@@ -72,7 +72,7 @@ impl Copied {
         copied
     }
 
-    fn set_log(&mut self) {
+    pub(crate) fn set_log(&mut self) {
         let set = self.guest.session().set_log(&self.log);
         self.guest.need(set, "SET_LOG_BASE");
     }
@@ -89,7 +89,7 @@ impl Copied {
         }
     }
 
-    fn log_used(&mut self, on: bool) {
+    pub(crate) fn log_used(&mut self, on: bool) {
         let set = self.guest.log_used(on.then_some(self.used));
         self.guest.need(set, "SET_VRING_ADDR");
     }
@@ -109,7 +109,7 @@ impl Copied {
     }
 
     /// Stops the ring, and compares all of the memory with what has followed the log; then the ring goes on.
-    fn stop_and_compare(&mut self, name: &str) {
+    pub(crate) fn stop_and_compare(&mut self, name: &str) {
         let base = self.guest.stop_ring();
         self.replica.follow(&self.log);
         let (subject, differing) = (self.guest.subject, self.replica.differing(&self.drivers()));
@@ -144,7 +144,7 @@ impl Copied {
     }
 
     /// Makes requests available, which the device does not see yet.
-    fn prepare(&mut self, rng: &mut Rng) {
+    pub(crate) fn prepare(&mut self, rng: &mut Rng) {
         let lane = &mut self.guest.lanes[0];
         for _ in 0..rng.between(1, 24) {
             let (request, mut shape) = (WHOLE.request(lane.subject, rng), shape(lane.subject, rng));

@@ -10,6 +10,7 @@ mod config_space;
 mod device_state;
 mod devices;
 mod dirty_log;
+mod dirty_log_kills;
 mod discard_options;
 mod hostile_messages;
 mod hostile_requests;
