@@ -311,8 +311,8 @@ fn front_ends_that_leave_early_change_nothing(subject: Subject) {
     guest.check_works();
 }
 
-/// The connection ends with requests in flight. Whether they are done is open, but the device goes on.
-fn a_front_end_leaves_in_the_middle(subject: Subject) {
+/// Does `interrupt` while 64 reads are under way, sooner or later, gives up the reads, and goes on with what `restart` makes.
+fn interrupt_reads(subject: Subject, interrupt: fn(&mut Guest), restart: fn(&mut Guest)) {
     let mut guest = Guest::boot(subject, &DiskSpec::default());
     let shape = Shape::pieces(&[4096]).indirect();
     for round in 0..15 {
@@ -322,11 +322,16 @@ fn a_front_end_leaves_in_the_middle(subject: Subject) {
         }
         lane.ring.submit();
         std::thread::sleep(Duration::from_micros(50 * (round % 5)));
-        guest.redial();
+        interrupt(&mut guest);
         guest.lanes[0].abandon();
-        guest.set_up();
+        restart(&mut guest);
         guest.check_works();
     }
+}
+
+/// The connection ends with requests in flight. Whether they are done is open, but the device goes on.
+fn a_front_end_leaves_in_the_middle(subject: Subject) {
+    interrupt_reads(subject, Guest::redial, Guest::set_up);
 }
 
 /// As QEMU does it after `device_del` and `device_add`: another front-end begins, and the first has taken nothing back.
@@ -348,24 +353,17 @@ fn a_device_is_plugged_in_again_on_the_same_connection(subject: Subject) {
     guest.check_works();
 }
 
+fn reset_device(guest: &mut Guest) {
+    let reset = guest.session().frontend().reset_device();
+    guest.need(reset, "RESET_DEVICE");
+}
+
 /// All that was in flight is over when the reset is answered: the driver has its memory back.
 fn a_device_is_reset_in_the_middle(subject: Subject) {
-    let mut guest = Guest::boot(subject, &DiskSpec::default());
-    let shape = Shape::pieces(&[4096]).indirect();
-    for round in 0..15 {
-        let lane = &mut guest.lanes[0];
-        for i in 0..64 {
-            assert!(lane.launch(&Request::read(i * 64, 128 * SECTOR), &shape));
-        }
-        lane.ring.submit();
-        std::thread::sleep(Duration::from_micros(50 * (round % 5)));
-        let reset = guest.session().frontend().reset_device();
-        guest.need(reset, "RESET_DEVICE");
-        guest.lanes[0].abandon();
+    interrupt_reads(subject, reset_device, |guest| {
         guest.renegotiate();
         guest.start_rings();
-        guest.check_works();
-    }
+    });
 }
 
 fn reset_device_starts_over(subject: Subject) {
@@ -374,8 +372,7 @@ fn reset_device_starts_over(subject: Subject) {
     assert!(has, "{subject}: RESET_DEVICE is not offered");
     for _ in 0..5 {
         guest.check_works();
-        let reset = guest.session().frontend().reset_device();
-        guest.need(reset, "RESET_DEVICE");
+        reset_device(&mut guest);
         offer_a_write(&mut guest, 2000);
         assert_idle(&mut guest, "a device that was reset answers");
         guest.lanes[0].abandon();
