@@ -72,6 +72,9 @@ for number in "${!sockets[@]}"; do
     -device "$device,chardev=c$number,num-queues=${queues:-$cpus}")
 done
 
+# Where only one CPU is possible QEMU translates the guest's memory barriers to plain instructions: now and then it would wait
+# for ever for a disk that is served by another process.
+[[ $cpus != 1 ]] || cpus=1,maxcpus=2
 command=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot
   "${board[@]}" "${accel[@]}" -smp "$cpus" -m "$memory"
   -object "memory-backend-memfd,id=mem,size=${memory}M,share=on"

@@ -47,7 +47,10 @@ pub(super) fn arguments(vm: &Vm, files: &Files) -> Vec<String> {
     board(&mut line, vm.machine);
     line.words(&format!("-accel {} -cpu {}", accel(), cpu()));
     let grows = vm.memory_mib_max.map(|most| format!(",slots=8,maxmem={most}M")).unwrap_or_default();
-    line.words(&format!("-smp {} -m {}{grows}", vm.cpus, vm.memory_mib));
+    // Where only one CPU is possible QEMU translates the guest's memory barriers (`lock addl`) to plain instructions, also beside
+    // back-ends with threads of their own: now and then the guest would wait for ever for a call.
+    let possible = vm.cpus.max(2);
+    line.words(&format!("-smp {},maxcpus={possible} -m {}{grows}", vm.cpus, vm.memory_mib));
     let pages = if vm.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
     line.words(&format!("-object memory-backend-memfd,id=mem,size={}M,share=on{pages}", vm.memory_mib));
     line.option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", files.monitor.display()));
