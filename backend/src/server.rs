@@ -299,7 +299,9 @@ impl Serving {
             && let Some(stream) = self.accept(listener)?
         {
             let who = Credentials::of(&stream);
-            self.log(Level::Warn, format_args!("a second front-end was refused, one is connected: {who}"));
+            // Who has left already wanted to know whether somebody listens, or who: `sluice upgrade` does.
+            let level = if has_left(&stream)? { Level::Debug } else { Level::Warn };
+            self.log(level, format_args!("a second front-end was refused, one is connected: {who}"));
         }
         Ok(())
     }
@@ -377,6 +379,13 @@ fn is_readable(socket: &impl AsFd) -> io::Result<bool> {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
     Ok(!polled[0].revents().is_empty())
+}
+
+/// Whether the other end is closed.
+fn has_left(stream: &UnixStream) -> io::Result<bool> {
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    retry_on_intr(|| poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    Ok(polled[0].revents().contains(PollFlags::HUP))
 }
 
 mod handover;

@@ -1,5 +1,6 @@
 //! Servers on real sockets: what a front-end does to the connection.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -100,6 +101,15 @@ fn a_connection_that_was_made_before_ends_with_its_front_end() {
     assert!(!has_ended());
     drop(front);
     assert!(eventually(PATIENCE, has_ended).is_some());
+}
+
+#[test]
+fn who_has_left_already_is_told_from_who_waits() {
+    let [(here, there), (refused, second)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+    second.try_clone().unwrap().write_all(b"a part").unwrap();
+    assert!(!has_left(&here).unwrap() && !has_left(&refused).unwrap());
+    drop((there, second));
+    assert!(has_left(&here).unwrap() && has_left(&refused).unwrap());
 }
 
 /// All pieces of a message that stop short of its end, and a while in which nothing more comes.
