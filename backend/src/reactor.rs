@@ -75,7 +75,7 @@ impl DormantReactor {
         match self {
             Self::Uring(ring) => {
                 let ring = ring.wake()?;
-                Ok(Reactor::Uring { client: ring.client(64)?, ring })
+                Ok(Reactor::Uring { client: ring.client(64), ring })
             }
             Self::Epoll(poll) => Ok(Reactor::Epoll(poll)),
         }

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,7 +21,6 @@ mod dormant;
 mod trial;
 
 pub use dormant::DormantRing;
-use dormant::Files;
 pub use trial::Attempt;
 
 /// What became of one entry.
@@ -60,9 +59,6 @@ struct Inner {
     in_kernel: usize,
     watches: usize,
     free_slots: Vec<u32>,
-    /// One less than there are places for files: the last one is for files that are going to be watched.
-    clients_max: u32,
-    files: Files,
 }
 
 impl std::fmt::Debug for Ring {
@@ -82,44 +78,29 @@ impl Ring {
     }
 
     fn of(ring: DormantRing) -> Self {
-        let DormantRing { uring, files_max, files } = ring;
         let inner = Inner {
-            uring,
-            files,
+            uring: ring.uring,
             events: Vec::new(),
             untaken: 0,
             in_kernel: 0,
             watches: 0,
             free_slots: Vec::new(),
-            clients_max: files_max.saturating_sub(1),
         };
         Self(Rc::new(RefCell::new(inner)))
     }
 
     /// A new client of this ring, which may have up to `depth` events waiting without allocating.
-    ///
-    /// # Errors
-    /// When there are as many already as the ring can have.
-    pub fn client(&self, depth: usize) -> io::Result<Client> {
+    #[must_use]
+    pub fn client(&self, depth: usize) -> Client {
         let mut inner = self.0.borrow_mut();
-        let slot = match inner.free_slots.pop() {
-            Some(slot) => slot,
-            None => {
-                let slot = u32::try_from(inner.events.len()).unwrap_or(u32::MAX);
-                if slot >= inner.clients_max {
-                    return Err(io::Error::other(format!(
-                        "a ring has at most {} clients",
-                        inner.clients_max
-                    )));
-                }
-                inner.events.push(VecDeque::new());
-                slot
-            }
-        };
+        let slot = inner.free_slots.pop().unwrap_or_else(|| {
+            inner.events.push(VecDeque::new());
+            u32::try_from(inner.events.len() - 1).expect("fewer clients than 2^32")
+        });
         let events = &mut inner.events[slot as usize];
         events.clear();
         events.reserve(depth);
-        Ok(Client { ring: self.clone(), slot, in_kernel: 0, watches: Vec::new() })
+        Client { ring: self.clone(), slot, in_kernel: 0, watches: Vec::new() }
     }
 
     /// Whether there are events to take, or a [`Ring::enter`] would bring some. Costs no system call.
@@ -176,21 +157,6 @@ impl Inner {
             }
         }
         Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    /// Registers the file of an fd until an entry about it was submitted, where that may not name the fd itself. The
-    /// kernel holds on to the file for as long as it has the entry.
-    fn lend(&mut self, fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-        if self.files == Files::Any {
-            return Ok(None);
-        }
-        self.update_file(self.clients_max, fd.as_raw_fd())?;
-        Ok(Some(self.clients_max))
-    }
-
-    /// Changes a place of the table of files; -1 empties it.
-    fn update_file(&self, slot: u32, fd: RawFd) -> io::Result<()> {
-        self.uring.submitter().register_files_update(slot, &[fd]).map(|_| ())
     }
 
     fn submit_and_wait(&mut self, wait: Wait) -> io::Result<()> {
@@ -264,20 +230,6 @@ impl Client {
     /// The token of events that answer [`Client::unwatch`].
     pub const UNWATCHED: u32 = u32::MAX;
 
-    /// The number under which this client's file is registered.
-    #[must_use]
-    pub fn file_slot(&self) -> types::Fixed {
-        types::Fixed(self.slot)
-    }
-
-    /// Registers the file that [`Client::file_slot`] stands for.
-    ///
-    /// # Errors
-    /// What io_uring_register(2) says.
-    pub fn register_file(&self, fd: RawFd) -> io::Result<()> {
-        self.ring.0.borrow().update_file(self.slot, fd)
-    }
-
     /// Pushes an entry, whose events will carry `token`. It reaches the kernel with the next [`Ring::enter`].
     ///
     /// # Errors
@@ -306,18 +258,13 @@ impl Client {
     /// As [`Client::push`].
     pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u32) -> io::Result<()> {
         let events = u32::from(PollFlags::IN.bits());
-        let slot = self.ring.0.borrow_mut().lend(fd)?;
-        let entry = match slot {
-            Some(slot) => opcode::PollAdd::new(types::Fixed(slot), events).multi(true).build(),
-            None => opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build(),
-        };
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events).multi(true).build();
         // SAFETY: the entry points to no memory. The file is looked up before the call returns.
         unsafe { self.push(entry, token) }?;
         self.watches.push(token);
         let mut inner = self.ring.0.borrow_mut();
         inner.watches += 1;
-        inner.submit_all()?;
-        slot.map_or(Ok(()), |slot| inner.update_file(slot, -1))
+        inner.submit_all()
     }
 
     /// Asks for no more events with `token`. The last one comes soon; the request itself answers with
@@ -327,9 +274,7 @@ impl Client {
     /// As [`Client::push`].
     pub fn unwatch(&mut self, token: u32) -> io::Result<()> {
         // Not PollRemove, which fails when an event is on its way at this moment.
-        // It is about no file; a ring may demand of all entries to say that theirs is registered.
-        let fixed = squeue::Flags::FIXED_FILE;
-        let entry = opcode::AsyncCancel::new(self.user_data(token)).build().flags(fixed);
+        let entry = opcode::AsyncCancel::new(self.user_data(token)).build();
         // SAFETY: the entry points to no memory.
         unsafe { self.push(entry, Self::UNWATCHED) }
     }
@@ -393,9 +338,6 @@ impl Drop for Client {
                 self.wait_or_abort();
             }
         }
-        let mut inner = self.ring.0.borrow_mut();
-        let unregistered = inner.update_file(self.slot, -1);
-        debug_assert!(unregistered.is_ok(), "a slot of the file table can be emptied");
-        inner.free_slots.push(self.slot);
+        self.ring.0.borrow_mut().free_slots.push(self.slot);
     }
 }

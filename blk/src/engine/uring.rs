@@ -42,8 +42,7 @@ impl UringEngine {
     /// # Errors
     /// When the ring has no room for another client or the file cannot be registered.
     pub fn new(backing: Arc<Backing>, depth: u16, ring: &Ring) -> io::Result<Self> {
-        let client = ring.client(usize::from(depth))?;
-        client.register_file(backing.file.as_raw_fd())?;
+        let client = ring.client(usize::from(depth));
         let slots = (0..depth).map(|_| None).collect();
         let has_discard_command = backing.is_block;
         Ok(Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing, has_discard_command })
@@ -87,7 +86,7 @@ impl Engine for UringEngine {
         // Else the kernel would lose the memory that it is writing to.
         assert!(slot.is_none(), "a tag has one request");
         let request = slot.insert(request);
-        let entry = entry(self.client.file_slot(), request, self.has_discard_command);
+        let entry = entry(types::Fd(self.backing.file.as_raw_fd()), request, self.has_discard_command);
         let token = u32::try_from(tag.index()).expect("a tag has 16 bits");
         // SAFETY: the entry points to the pieces of the request in its slot and to the memory that they name. The
         // request stays in the slot until its event was taken, and keeps that memory alive.
@@ -111,7 +110,7 @@ impl Engine for UringEngine {
     }
 }
 
-fn entry(file: types::Fixed, request: &Request, has_discard_command: bool) -> squeue::Entry {
+fn entry(file: types::Fd, request: &Request, has_discard_command: bool) -> squeue::Entry {
     let (offset, len) = (request.offset(), request.len());
     match request.command() {
         Command::Read => read(file, request),
@@ -124,7 +123,7 @@ fn entry(file: types::Fixed, request: &Request, has_discard_command: bool) -> sq
     }
 }
 
-fn read(file: types::Fixed, request: &Request) -> squeue::Entry {
+fn read(file: types::Fd, request: &Request) -> squeue::Entry {
     match request.sg().pieces() {
         [piece] => {
             // At most `QueueLimits::max_bytes`, a u32.
@@ -138,7 +137,7 @@ fn read(file: types::Fixed, request: &Request) -> squeue::Entry {
     }
 }
 
-fn write(file: types::Fixed, request: &Request, dsync: bool) -> squeue::Entry {
+fn write(file: types::Fd, request: &Request, dsync: bool) -> squeue::Entry {
     let flags = if dsync { libc::RWF_DSYNC } else { 0 };
     match request.sg().pieces() {
         [piece] => {
@@ -153,12 +152,12 @@ fn write(file: types::Fixed, request: &Request, dsync: bool) -> squeue::Entry {
     }
 }
 
-fn allocate(file: types::Fixed, offset: u64, len: u64, mode: rustix::fs::FallocateFlags) -> squeue::Entry {
+fn allocate(file: types::Fd, offset: u64, len: u64, mode: rustix::fs::FallocateFlags) -> squeue::Entry {
     opcode::Fallocate::new(file, len).offset(offset).mode(mode.bits().cast_signed()).build()
 }
 
 /// The kernel takes the start from the entry's address and the length from the first 8 bytes of the command.
-fn discard_block(file: types::Fixed, offset: u64, len: u64) -> squeue::Entry {
+fn discard_block(file: types::Fd, offset: u64, len: u64) -> squeue::Entry {
     let mut command = [0; 16];
     command[..8].copy_from_slice(&len.to_ne_bytes());
     opcode::UringCmd16::new(file, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build()

@@ -117,9 +117,9 @@ fn words(attempt: ring::Attempt) -> &'static str {
         ring::Attempt::OpenAt => "io_uring: open a file",
         ring::Attempt::Socket => "io_uring: make a socket",
         ring::Attempt::Connect => "io_uring: connect a socket",
-        ring::Attempt::PlainFile => "io_uring: read a file that is not registered",
         ring::Attempt::Link => "io_uring: chain operations",
         ring::Attempt::RegisterBuffers => "io_uring: register memory",
+        ring::Attempt::RegisterFiles => "io_uring: register files",
     }
 }
 

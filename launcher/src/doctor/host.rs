@@ -23,10 +23,7 @@ pub(super) fn findings() -> Vec<(&'static str, String)> {
 
 fn io_uring() -> String {
     let of_ring = match DormantRing::new(8) {
-        Ok(ring) if ring.takes_registered_files_only() => {
-            "restricted to operations and to registered files".into()
-        }
-        Ok(_) => "restricted to operations; to registered files from Linux 6.15".into(),
+        Ok(_) => "restricted to operations".into(),
         Err(error) => format!("none ({error}): I/O will block threads"),
     };
     match read("/proc/sys/kernel/io_uring_disabled").as_deref() {

@@ -3,7 +3,7 @@
 use rustix::io;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Less is never set: rings have tables of 1025 files.
+/// Less is never set: it would protect nobody.
 const FILES_MIN: u64 = 2048;
 
 /// Lets the process have `needed` files open at a time, and not many more. Says so where the host does not let it: then

@@ -27,8 +27,8 @@ enum Call {
 
 use Call::{Always, If, Without};
 
-/// Of io_uring_register(2): to signal other event fds, and to change tables of files.
-const REGISTER: [u64; 3] = [4, 5, 6];
+/// Of io_uring_register(2): to signal other event fds.
+const REGISTER: [u64; 2] = [4, 5];
 /// What becomes of fds: duplicates, flags, what a memfd is sealed against, and the locks of disks.
 const FCNTL: [libc::c_int; 7] = [
     libc::F_DUPFD_CLOEXEC,

@@ -17,29 +17,27 @@ pub enum Attempt {
     Socket,
     /// To connect a socket.
     Connect,
-    /// To read from a file that is not registered with the ring: standard input.
-    PlainFile,
     /// To make one operation depend on another.
     Link,
     /// To register memory.
     RegisterBuffers,
+    /// To register files.
+    RegisterFiles,
 }
 
 impl Attempt {
     /// All of them.
     pub const ALL: [Self; 6] =
-        [Self::OpenAt, Self::Socket, Self::Connect, Self::PlainFile, Self::Link, Self::RegisterBuffers];
+        [Self::OpenAt, Self::Socket, Self::Connect, Self::Link, Self::RegisterBuffers, Self::RegisterFiles];
 
     fn entry(self) -> Option<squeue::Entry> {
         let name = c"/etc/passwd".as_ptr();
-        let fixed = squeue::Flags::FIXED_FILE;
         Some(match self {
-            Self::OpenAt => opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), name).build().flags(fixed),
-            Self::Socket => opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build().flags(fixed),
-            Self::Connect => opcode::Connect::new(types::Fixed(0), name.cast(), 2).build(),
-            Self::PlainFile => opcode::Read::new(types::Fd(0), std::ptr::null_mut(), 0).build(),
-            Self::Link => opcode::Fsync::new(types::Fixed(0)).build().flags(squeue::Flags::IO_LINK),
-            Self::RegisterBuffers => return None,
+            Self::OpenAt => opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), name).build(),
+            Self::Socket => opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            Self::Connect => opcode::Connect::new(types::Fd(0), name.cast(), 2).build(),
+            Self::Link => opcode::Fsync::new(types::Fd(0)).build().flags(squeue::Flags::IO_LINK),
+            Self::RegisterBuffers | Self::RegisterFiles => return None,
         })
     }
 }
@@ -50,7 +48,7 @@ impl Client {
     /// # Errors
     /// When the ring itself fails.
     pub fn attempt(&mut self, attempt: Attempt) -> io::Result<Result<u32, Errno>> {
-        let Some(entry) = attempt.entry() else { return Ok(self.register_buffers()) };
+        let Some(entry) = attempt.entry() else { return Ok(self.register(attempt)) };
         // SAFETY: the entry points to nothing, or to a text that is as long as the program lives and only read.
         unsafe { self.push(entry, 0) }?;
         loop {
@@ -62,8 +60,13 @@ impl Client {
         }
     }
 
-    fn register_buffers(&self) -> Result<u32, Errno> {
-        let answer = self.ring.0.borrow().uring.submitter().register_buffers_sparse(1);
+    fn register(&self, attempt: Attempt) -> Result<u32, Errno> {
+        let inner = self.ring.0.borrow();
+        let submitter = inner.uring.submitter();
+        let answer = match attempt {
+            Attempt::RegisterFiles => submitter.register_files_sparse(1),
+            _ => submitter.register_buffers_sparse(1),
+        };
         answer.map(|()| 0).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 }

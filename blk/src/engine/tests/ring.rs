@@ -1,6 +1,6 @@
 //! What a ring and its clients promise beyond what engines need of them.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,7 +28,7 @@ fn tokens(client: &mut Client) -> Vec<u32> {
 fn a_ring_that_waits_is_woken_by_an_event() {
     in_time(|| {
         let ring = Ring::new(8).expect("tests need io_uring");
-        let (mut client, event) = (ring.client(8).expect("a slot"), event());
+        let (mut client, event) = (ring.client(8), event());
         client.watch(event.as_fd(), 1).expect("it can be polled");
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -48,7 +48,7 @@ fn a_ring_that_waits_is_woken_by_an_event() {
 fn each_write_to_a_watched_event_fd_is_an_event() {
     in_time(|| {
         let ring = Ring::new(8).expect("tests need io_uring");
-        let (mut client, events) = (ring.client(8).expect("a slot"), [event(), event()]);
+        let (mut client, events) = (ring.client(8), [event(), event()]);
         for (event, token) in events.iter().zip([7, 9]) {
             client.watch(event.as_fd(), token).expect("it can be polled");
         }
@@ -66,7 +66,7 @@ fn each_write_to_a_watched_event_fd_is_an_event() {
 fn a_wait_brings_all_that_has_happened() {
     in_time(|| {
         let ring = Ring::new(64).expect("tests need io_uring");
-        let mut client = ring.client(64).expect("a slot");
+        let mut client = ring.client(64);
         let events: Vec<OwnedFd> = (0..100).map(|_| event()).collect();
         for (event, token) in events.iter().zip(0..) {
             client.watch(event.as_fd(), token).expect("it can be polled");
@@ -81,7 +81,7 @@ fn a_wait_brings_all_that_has_happened() {
 fn what_was_written_before_the_watch_is_an_event_too() {
     in_time(|| {
         let ring = Ring::new(8).expect("tests need io_uring");
-        let (mut client, event) = (ring.client(8).expect("a slot"), event());
+        let (mut client, event) = (ring.client(8), event());
         write(&event);
         client.watch(event.as_fd(), 1).expect("it can be polled");
         ring.enter(Wait::Forever).expect("io_uring_enter(2)");
@@ -93,7 +93,7 @@ fn what_was_written_before_the_watch_is_an_event_too() {
 fn a_watch_that_was_given_up_ends() {
     in_time(|| {
         let ring = Ring::new(8).expect("tests need io_uring");
-        let mut client = ring.client(8).expect("a slot");
+        let mut client = ring.client(8);
         for on_its_way in [false, true] {
             let event = event();
             client.watch(event.as_fd(), 1).expect("it can be polled");
@@ -120,10 +120,10 @@ fn a_watch_that_was_given_up_ends() {
 fn a_client_can_be_dropped_with_watches() {
     in_time(|| {
         let ring = Ring::new(4).expect("tests need io_uring");
-        let (mut other, kept) = (ring.client(8).expect("a slot"), event());
+        let (mut other, kept) = (ring.client(8), event());
         other.watch(kept.as_fd(), 1).expect("it can be polled");
         let events: Vec<OwnedFd> = (0..20).map(|_| event()).collect();
-        let mut client = ring.client(8).expect("a slot");
+        let mut client = ring.client(8);
         for (event, token) in events.iter().zip(0..) {
             client.watch(event.as_fd(), token).expect("it can be polled");
         }
@@ -139,7 +139,7 @@ fn a_client_can_be_dropped_with_watches() {
 fn an_event_that_came_early_is_not_slept_over() {
     in_time(|| {
         let ring = Ring::new(2).expect("tests need io_uring");
-        let (mut client, kick) = (ring.client(8).expect("a slot"), event());
+        let (mut client, kick) = (ring.client(8), event());
         client.watch(kick.as_fd(), 1).expect("it can be polled");
         write(&kick);
         // So many requests that the ring is full, and is entered, before anybody waits.
@@ -156,26 +156,11 @@ fn an_event_that_came_early_is_not_slept_over() {
 }
 
 #[test]
-fn a_ring_says_when_it_has_no_room_for_another_client() {
-    let ring = Ring::new(2).expect("tests need io_uring");
-    let mut clients = Vec::new();
-    let error = loop {
-        match ring.client(0) {
-            Ok(client) => clients.push(client),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.to_string(), format!("a ring has at most {} clients", clients.len()));
-    clients.pop();
-    assert!(ring.client(0).is_ok(), "a slot is free again");
-}
-
-#[test]
 fn a_ring_can_be_made_on_another_thread_than_uses_it() {
     let ring =
         std::thread::spawn(|| DormantRing::new(8).expect("tests need io_uring")).join().expect("no panic");
     let (ring, event) = (ring.wake().expect("it is nobody's yet"), event());
-    let mut client = ring.client(8).expect("a slot");
+    let mut client = ring.client(8);
     client.watch(event.as_fd(), 1).expect("it can be polled");
     write(&event);
     ring.enter(Wait::Forever).expect("io_uring_enter(2)");
@@ -184,15 +169,9 @@ fn a_ring_can_be_made_on_another_thread_than_uses_it() {
 
 #[test]
 fn a_ring_does_nothing_that_it_is_not_used_for() {
-    let dormant = DormantRing::new(8).expect("tests need io_uring");
-    let registered_only = dormant.takes_registered_files_only();
-    let ring = dormant.wake().expect("it is nobody's yet");
-    let mut client = ring.client(8).expect("a slot");
-    client.register_file(std::io::stdin().as_fd().as_raw_fd()).expect("an open file");
+    let ring = Ring::new(8).expect("tests need io_uring");
+    let mut client = ring.client(8);
     for attempt in Attempt::ALL {
-        if attempt == Attempt::PlainFile && !registered_only {
-            continue;
-        }
         let answer = client.attempt(attempt).expect("the ring works");
         assert_eq!(answer, Err(Errno::ACCESS), "{attempt:?}");
     }
@@ -201,7 +180,7 @@ fn a_ring_does_nothing_that_it_is_not_used_for() {
 #[test]
 fn what_is_watched_no_more_is_not_held_open() {
     let ring = Ring::new(8).expect("tests need io_uring");
-    let mut client = ring.client(8).expect("a slot");
+    let mut client = ring.client(8);
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
     client.watch(writer.as_fd(), 1).expect("it can be polled");
     drop(writer);
