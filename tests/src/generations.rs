@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::disk::DiskSpec;
-use crate::driver::{Chain, Desc, PATIENCE, Ring};
+use crate::driver::{PATIENCE, Ring};
 use crate::memory::GuestMemory;
 use crate::model::OK;
 use crate::request::Request;
 use crate::rng::Rng;
-use crate::shape::NO_STATUS;
+use crate::slot::Slot;
 
 /// Writes under way.
 pub const DEPTH: usize = 32;
@@ -89,13 +89,6 @@ fn content(block: usize, generation: u64) -> Vec<u8> {
     words.flat_map(u64::to_le_bytes).collect()
 }
 
-/// Buffers for one write.
-struct Slot {
-    header: u64,
-    data: u64,
-    status: u64,
-}
-
 /// The driver.
 pub struct Writer {
     /// The guest's memory.
@@ -121,14 +114,9 @@ impl Writer {
     pub fn new(in_order: bool, seed: u64) -> Self {
         let memory = GuestMemory::new();
         let ring = Ring::new(&memory, RING, 0, false);
-        let slot = |_| Slot {
-            header: memory.alloc(16, 16),
-            data: memory.alloc(BLOCK, BLOCK),
-            status: memory.alloc(1, 1),
-        };
         Self {
             ring,
-            slots: (0..DEPTH).map(slot).collect(),
+            slots: (0..DEPTH).map(|_| Slot::new(&memory, BLOCK, BLOCK)).collect(),
             free: (0..DEPTH).collect(),
             order: VecDeque::new(),
             in_order,
@@ -156,18 +144,8 @@ impl Writer {
         let Some(slot) = self.free.pop() else { return };
         let block = self.rng.below(BLOCKS);
         let generation = self.oracle.submit(block);
-        let Slot { header, data, status } = self.slots[slot];
-        let request = Request::write((block * BLOCK / 512) as u64, Vec::new());
-        self.memory.write(header, &request.header());
-        self.memory.write(data, &content(block, generation));
-        self.memory.write(status, &[NO_STATUS]);
-        let len = u32::try_from(BLOCK).expect("a small block");
-        let direct = vec![
-            Desc { addr: header, len: 16, writable: false },
-            Desc { addr: data, len, writable: false },
-            Desc { addr: status, len: 1, writable: true },
-        ];
-        let head = self.ring.offer(&Chain { direct, indirect: vec![] });
+        let request = Request::write((block * BLOCK / 512) as u64, content(block, generation));
+        let head = self.ring.offer(&self.slots[slot].lay_out(&self.memory, &request));
         self.flying.insert(head, (slot, block, generation));
         self.order.push_back(head);
     }
@@ -177,7 +155,7 @@ impl Writer {
         let mut count = 0;
         while let Some(used) = self.ring.poll() {
             let (slot, block, generation) = self.flying.remove(&used.head).expect("it is under way");
-            assert_eq!(self.memory.read(self.slots[slot].status, 1), [OK], "an error in the guest");
+            assert_eq!(self.slots[slot].answer(&self.memory), OK, "an error in the guest");
             assert_eq!(used.len, 1);
             let turn = self.order.iter().position(|head| *head == used.head).expect("it is under way");
             assert!(!self.in_order || turn == 0, "it overtakes {turn} others");

@@ -31,6 +31,7 @@ pub mod rng;
 
 pub mod shape;
 pub mod signal;
+pub mod slot;
 pub mod subject;
 pub mod systemd;
 pub mod throttle;

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_tests::dirty::{Log, PAGE};
-use sluice_tests::driver::{Chain, Desc};
 use sluice_tests::frontend::{Inflight, LOG_ALL};
 use sluice_tests::guest::Drive;
 use sluice_tests::memory::Region;
 use sluice_tests::request::{Request, SECTOR};
 use sluice_tests::rng::Rng;
-use sluice_tests::shape::{NO_STATUS, Shape};
+use sluice_tests::shape::Shape;
+use sluice_tests::slot::Slot;
 use sluice_tests::subject::Subject;
 
 use crate::dirty_log::{Copied, boot};
@@ -123,18 +123,10 @@ fn what_is_done_again_is_marked(subject: Subject) {
     let memory = Arc::clone(&copied.guest.memory);
     let mut expected = BTreeSet::new();
     for (counter, sector) in (1000_u64..).zip([8, 64]) {
-        let (header, data, status) =
-            (memory.alloc(16, 16), memory.alloc(8192, 4096), memory.alloc(4096, 4096));
-        memory.write(header, &Request::read(sector, 8192).header());
-        memory.write(status, &[NO_STATUS]);
-        let direct = vec![
-            Desc { addr: header, len: 16, writable: false },
-            Desc { addr: data, len: 8192, writable: true },
-            Desc { addr: status, len: 1, writable: true },
-        ];
-        let head = copied.guest.ring().offer(&Chain { direct, indirect: vec![] });
+        let slot = Slot { status: memory.alloc(4096, 4096), ..Slot::new(&memory, 8192, 4096) };
+        let head = copied.guest.ring().offer(&slot.lay_out(&memory, &Request::read(sector, 8192)));
         inflight.leave(head, counter);
-        expected.extend([data / PAGE, data / PAGE + 1, status / PAGE]);
+        expected.extend([slot.data / PAGE, slot.data / PAGE + 1, slot.status / PAGE]);
     }
     copied.guest.ring().publish();
     copied.log.take();

@@ -7,13 +7,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use sluice_tests::disk::DiskSpec;
-use sluice_tests::driver::{Chain, Desc};
 use sluice_tests::frontend::Inflight;
 use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::memory::memory_file;
 use sluice_tests::model::OK;
 use sluice_tests::request::Request;
-use sluice_tests::shape::{NO_STATUS, Shape};
+use sluice_tests::shape::Shape;
+use sluice_tests::slot::Slot;
 use sluice_tests::subject::Subject;
 
 sluice_tests::suite! {
@@ -135,31 +135,21 @@ fn a_ring_goes_on_with_what_was_in_flight(subject: Subject) {
     let base = guest.stop_ring();
     // Two reads as a dead daemon has left them: the driver waits, and the account says that they were taken.
     let memory = std::sync::Arc::clone(&guest.memory);
-    let reads: Vec<(u16, u64, u64)> = [8, 64]
-        .into_iter()
-        .map(|sector| {
-            let (header, data, status) = (memory.alloc(16, 16), memory.alloc(4096, 4096), memory.alloc(1, 1));
-            memory.write(header, &Request::read(sector, 4096).header());
-            memory.write(status, &[NO_STATUS]);
-            let direct = vec![
-                Desc { addr: header, len: 16, writable: false },
-                Desc { addr: data, len: 4096, writable: true },
-                Desc { addr: status, len: 1, writable: true },
-            ];
-            (guest.ring().offer(&Chain { direct, indirect: vec![] }), data, status)
-        })
-        .collect();
+    let reads = [8, 64].map(|sector| {
+        let slot = Slot::new(&memory, 4096, 4096);
+        (guest.ring().offer(&slot.lay_out(&memory, &Request::read(sector, 4096))), slot)
+    });
     guest.ring().publish();
-    for (counter, (head, _, _)) in (1000_u64..).zip(&reads) {
+    for (counter, (head, _)) in (1000_u64..).zip(&reads) {
         inflight.leave(*head, counter);
     }
     // The front-end knows the used ring only.
     guest.resume_ring(base);
     let used: Vec<u16> = reads.iter().map(|_| guest.ring().wait().head).collect();
-    assert!(reads.iter().all(|(head, _, _)| used.contains(head)), "{subject}: {used:?}");
-    for (sector, (_, data, status)) in [8, 64].into_iter().zip(&reads) {
-        assert_eq!(memory.read(*status, 1), [OK]);
-        assert_eq!(memory.read(*data, 4096), guest.disk.bytes()[sector * 512..][..4096], "{subject}");
+    assert!(reads.iter().all(|(head, _)| used.contains(head)), "{subject}: {used:?}");
+    for (sector, (_, slot)) in [8, 64].into_iter().zip(&reads) {
+        assert_eq!(slot.answer(&memory), OK);
+        assert_eq!(memory.read(slot.data, 4096), guest.disk.bytes()[sector * 512..][..4096], "{subject}");
     }
     guest.check(&Request::read(0, 4096), &Shape::default());
 }

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_tests::disk::{Disk, DiskSpec};
-use sluice_tests::driver::{Chain, Desc};
 use sluice_tests::guest::{Drive, Guest};
 use sluice_tests::memory::{GuestMemory, Region, memory_file};
 use sluice_tests::model::IOERR;
 use sluice_tests::request::Request;
-use sluice_tests::shape::NO_STATUS;
+use sluice_tests::slot::Slot;
 use sluice_tests::subject::{Served, Subject};
 
 sluice_tests::suite! {
@@ -86,27 +85,17 @@ fn data_that_is_taken_away_fails_its_request(subject: Subject) {
 /// Sends a request whose data is gone. It fails, or the connection ends.
 fn lose_data(guest: &mut Guest, request: &Request, data: u64) {
     let subject = guest.subject;
-    let (header, status) = (guest.memory.alloc(16, 16), guest.memory.alloc(1, 1));
-    guest.memory.write(header, &request.header());
-    guest.memory.write(status, &[NO_STATUS]);
+    let slot = Slot { header: guest.memory.alloc(16, 16), data, status: guest.memory.alloc(1, 1) };
     guest.memory.write(data, &vec![0xee; 16 << 10]);
+    let chain = slot.lay_out(&guest.memory, request);
     take_away(guest, 1);
-    let writable = request.out.is_empty();
-    let chain = Chain {
-        direct: vec![
-            Desc { addr: header, len: 16, writable: false },
-            Desc { addr: data, len: 16 << 10, writable },
-            Desc { addr: status, len: 1, writable: true },
-        ],
-        indirect: vec![],
-    };
     guest.ring().offer(&chain);
     guest.ring().submit();
     let is_closed = guest.session().closed_within(Duration::from_millis(300));
     let used = guest.ring().poll();
     assert!(is_closed || used.is_some(), "{subject}: {request:?}: no answer, and the connection stays");
     if used.is_some() {
-        assert_eq!(guest.memory.read(status, 1), [IOERR], "{subject}: {request:?} with its data gone");
+        assert_eq!(slot.answer(&guest.memory), IOERR, "{subject}: {request:?} with its data gone");
     }
 }
 

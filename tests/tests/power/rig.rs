@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_tests::disk::{Disk, DiskSpec};
-use sluice_tests::driver::{Chain, Desc, PATIENCE, Ring};
+use sluice_tests::driver::{PATIENCE, Ring};
 use sluice_tests::frontend::{Inflight, Session};
 use sluice_tests::fuse_disk::{Kind, Latency};
 use sluice_tests::guest::VERSION_1;
@@ -13,7 +13,7 @@ use sluice_tests::memory::GuestMemory;
 use sluice_tests::model::OK;
 use sluice_tests::request::{Extent, Request, SECTOR};
 use sluice_tests::rng::Rng;
-use sluice_tests::shape::NO_STATUS;
+use sluice_tests::slot::Slot;
 use sluice_tests::subject::{Engine, Served, Subject};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES};
 
@@ -51,13 +51,6 @@ enum Flying {
     Flush(usize),
 }
 
-/// Buffers for one request.
-struct Slot {
-    header: u64,
-    data: u64,
-    status: u64,
-}
-
 pub(crate) struct Rig {
     way: Way,
     memory: Arc<GuestMemory>,
@@ -85,11 +78,7 @@ impl Rig {
             ..DiskSpec::default()
         };
         let memory = GuestMemory::new();
-        let slot = |_| Slot {
-            header: memory.alloc(16, 16),
-            data: memory.alloc(SECTORS_MAX * SECTOR, SECTOR),
-            status: memory.alloc(1, 1),
-        };
+        let slot = |_| Slot::new(&memory, SECTORS_MAX * SECTOR, SECTOR);
         let mut rig = Self {
             way,
             ring: Ring::new(&memory, RING, 0, false),
@@ -173,16 +162,7 @@ impl Rig {
     }
 
     fn offer(&mut self, slot: usize, request: &Request, flying: Flying) {
-        let Slot { header, data, status } = self.slots[slot];
-        self.memory.write(header, &request.header());
-        self.memory.write(data, &request.out);
-        self.memory.write(status, &[NO_STATUS]);
-        let len = u32::try_from(request.out.len()).unwrap();
-        let data = (len > 0).then_some(Desc { addr: data, len, writable: false });
-        let header = Desc { addr: header, len: 16, writable: false };
-        let status = Desc { addr: status, len: 1, writable: true };
-        let direct = [Some(header), data, Some(status)].into_iter().flatten().collect();
-        let head = self.ring.offer(&Chain { direct, indirect: vec![] });
+        let head = self.ring.offer(&self.slots[slot].lay_out(&self.memory, request));
         self.flying.insert(head, (slot, flying));
         self.ring.submit();
     }
@@ -192,7 +172,7 @@ impl Rig {
         let mut count = 0;
         while let Some(used) = self.ring.poll() {
             let (slot, flying) = self.flying.remove(&used.head).unwrap();
-            assert_eq!(self.memory.read(self.slots[slot].status, 1), [OK], "an error in the guest");
+            assert_eq!(self.slots[slot].answer(&self.memory), OK, "an error in the guest");
             match flying {
                 Flying::Write(number) => self.story.write_acked(number),
                 Flying::Flush(number) => self.story.flush_acked(number),
