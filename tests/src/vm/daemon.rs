@@ -60,7 +60,15 @@ impl Daemon {
         self.process.end().unwrap_or_else(|fault| panic!("{fault}"));
     }
 
-    /// Serves the first disk again, after it was killed or ended, and waits until a front-end has come back. Returns how long that has
+    /// Serves the first disk again, after it was killed or ended.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self, engine: Engine, cache: &str, disk: &Disk) {
+        self.process = process::sluice(engine, cache, disk, &self.sockets[0]);
+    }
+
+    /// The same, and waits until a front-end has come back. Returns how long that has
     /// taken since it listened.
     ///
     /// # Panics
@@ -68,7 +76,7 @@ impl Daemon {
     pub fn start_again(&mut self, engine: Engine, cache: &str, disk: &Disk) -> Duration {
         let came = |log: &str| log.matches("a front-end has connected").count();
         let before = came(&self.process.log());
-        self.process = process::sluice(engine, cache, disk, &self.sockets[0]);
+        self.restart(engine, cache, disk);
         let begun = Instant::now();
         while came(&self.process.log()) == before {
             assert!(begun.elapsed() < Duration::from_secs(20), "nobody comes back:\n{}", self.process.log());
