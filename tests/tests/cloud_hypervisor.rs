@@ -1,6 +1,6 @@
 //! The bare-metal guest on Cloud Hypervisor, a front-end with a life of its own: it keeps what is in flight, connects again, and
-//! moves a guest with the device's state. The daemon is killed, ended, upgraded, and the guest moved, in the middle of the guest's
-//! checks, which all pass.
+//! moves a guest with the device's state. The daemon is killed, ended, upgraded, and the guest reboots and moves, in the middle of
+//! its checks, which all pass.
 //!
 //! Not among the checks of each change, as Cloud Hypervisor is no package of the systems that these run on, and needs a
 //! /dev/kvm: `SLUICE_CLOUD_HYPERVISOR=PROGRAM cargo test -p sluice-tests --test cloud_hypervisor -- --ignored`, with
@@ -154,6 +154,21 @@ fn a_guest_does_not_notice_upgrades() {
     let log = daemon.log();
     assert_eq!(log.matches("a front-end has connected").count(), 1, "{log}");
     daemon.end();
+}
+
+#[test]
+#[ignore = "needs Cloud Hypervisor, see above"]
+fn a_guest_reboots_in_the_middle_of_its_io() {
+    let disk = disk();
+    let mut daemon = Daemon::start(Engine::Uring, "none", &[&disk]);
+    let vmm = Vmm::boot(&disk, daemon.socket(0));
+    let mut rng = Rng::for_test(33);
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(rng.between(500, 2000) as u64));
+        assert!(vmm.tell(&["reboot"]).wait().unwrap().success());
+    }
+    vmm.finish();
+    daemon.assert_well();
 }
 
 /// Each of the two daemons has the disk's lock at a time. The guest looks for its disk at the same socket there, so the first
