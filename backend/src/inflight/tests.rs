@@ -51,10 +51,7 @@ impl Bench {
             avail: AVAIL,
             used: USED,
             next_avail,
-            event_idx: false,
-            indirect: false,
-            in_order: false,
-            used_log: None,
+            ..RingSetup::default()
         };
         Vring::start(&ring, &self.ram.pin(), Some(&self.setup))
     }

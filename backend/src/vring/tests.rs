@@ -22,8 +22,7 @@ fn setup(size: u16, event_idx: bool, next_avail: u16) -> RingSetup {
         next_avail,
         event_idx,
         indirect: true,
-        in_order: false,
-        used_log: None,
+        ..RingSetup::default()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::bio::Op;
+use crate::doubles::dice::Dice;
 
 /// A chain under way.
 #[derive(Debug)]
@@ -65,6 +66,27 @@ impl Flight {
 /// Whether an operation has memory.
 pub(super) fn moves_memory(op: Op) -> bool {
     matches!(op, Op::Read | Op::Write { .. } | Op::DeviceId)
+}
+
+/// Pieces of memory for so many bytes, each of up to `most` units, from the start of a window on; with gaps between them, as far
+/// as all of them stay in it.
+pub(super) fn pieces(
+    dice: &mut Dice,
+    bytes: u64,
+    (unit, most): (u64, u64),
+    window: Range<u64>,
+) -> Vec<(u64, usize)> {
+    let (mut pieces, mut at, mut left) = (Vec::new(), window.start, bytes);
+    while left > 0 {
+        let len = (dice.within(1..most + 1) * unit).min(left);
+        pieces.push((at, usize::try_from(len).expect("a small piece")));
+        left -= len;
+        // Without a gap it is the neighbour of the next one.
+        let gap = dice.within(0..4) * unit;
+        let fits = at + len + gap + left <= window.end;
+        at += len + if fits { gap } else { 0 };
+    }
+    pieces
 }
 
 /// A range of the disk as one of its bytes.

@@ -12,7 +12,7 @@ use crate::request::Command;
 use crate::sector::{DiskRange, Sector};
 
 use super::below::Below;
-use super::flight::{Flight, moves_memory, place};
+use super::flight::{Flight, moves_memory, pieces, place};
 use super::*;
 
 /// The disk's size.
@@ -172,18 +172,8 @@ impl Driver {
             _ => (1, 20_000),
         };
         let window = slot as u64 * WINDOW_BYTES;
-        let mut at = window + 4096 + dice.within(0..9) * unit;
-        let (mut pieces, mut left) = (Vec::new(), bytes);
-        while left > 0 {
-            let len = (dice.within(1..most + 1) * unit).min(left);
-            pieces.push((at, usize::try_from(len).expect("a small piece")));
-            left -= len;
-            // Without a gap it is the neighbour of the next one.
-            let gap = dice.within(0..4) * unit;
-            let fits = at + len + gap + left <= window + WINDOW_BYTES - 4096;
-            at += len + if fits { gap } else { 0 };
-        }
-        pieces
+        let at = window + 4096 + dice.within(0..9) * unit;
+        pieces(dice, bytes, (unit, most), at..window + WINDOW_BYTES - 4096)
     }
 
     /// Fills the memory in and around pieces.

@@ -9,7 +9,7 @@ use crate::doubles::dice::Dice;
 use crate::doubles::guest_ram::GuestRam;
 use crate::sector::{DiskRange, Sector};
 
-use super::super::flight::moves_memory;
+use super::super::flight::{moves_memory, pieces};
 use super::super::*;
 use super::model::Content;
 use super::world::{SECRET_WINDOW_BYTES, SECTORS, WINDOW_BYTES};
@@ -249,16 +249,6 @@ fn random_pieces(dice: &mut Dice, bytes: u64, window: Range<u64>) -> Vec<(u64, u
     };
     let margin = 1024;
     let start = window.start + margin;
-    let mut at = start.next_multiple_of(unit) + dice.within(0..3) * unit.min(512);
-    let (mut pieces, mut left) = (Vec::new(), bytes);
-    while left > 0 {
-        let len = (dice.within(1..most + 1) * unit).min(left);
-        pieces.push((at, usize::try_from(len).expect("a small piece")));
-        left -= len;
-        // Without a gap it is the neighbour of the next one.
-        let gap = dice.within(0..4) * unit;
-        let fits = at + len + gap + left <= window.end - margin;
-        at += len + if fits { gap } else { 0 };
-    }
-    pieces
+    let at = start.next_multiple_of(unit) + dice.within(0..3) * unit.min(512);
+    pieces(dice, bytes, (unit, most), at..window.end - margin)
 }
