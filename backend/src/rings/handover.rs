@@ -24,9 +24,8 @@ pub(crate) struct Standstill {
 impl Rings {
     /// Stops all rings and waits for their I/O; the disk stays locked if any ran.
     pub(crate) fn stand_still(&mut self) -> Standstill {
-        let is_running = (0..self.count()).any(|index| self.is_running(index));
-        // A ring has it, so it is not waited for.
-        let lock = is_running.then(|| self.device.disk().lock().acquire(|| ()));
+        // A ring that runs has it, so it is not waited for.
+        let lock = self.are_running().then(|| self.device.disk().lock().acquire(|| ()));
         let running = self.stop_all();
         Standstill { running, lock: lock.and_then(Result::ok) }
     }

@@ -16,6 +16,7 @@ use crate::connection::chain;
 use crate::inflight::InflightSetup;
 use crate::service::ServiceSetup;
 use crate::vring::{RingSetup, SetupError, parts};
+use crate::workers::Stopping;
 
 impl Rings {
     /// Stops all rings, changes what they rest on, and starts what is complete. If any ran, the disk stays locked meanwhile.
@@ -34,20 +35,24 @@ impl Rings {
             .collect();
         let running = stopping.iter().map(|(index, _)| *index).collect();
         for (index, stopping) in stopping {
-            let stopped = stopping.wait(|| self.meanwhile.turn());
-            let ring = self.ring(index).expect("it is one of them");
-            (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
+            self.wait_for(index, stopping).expect("it is one of them");
         }
         running
     }
 
     /// Stops a ring, if it runs, and waits for its I/O.
     pub(super) fn stop(&mut self, index: u32) -> Result<(), RingError> {
-        if let Some(served) = self.ring(index)?.served.take() {
-            let stopped = served.begin_to_stop().wait(|| self.meanwhile.turn());
-            let ring = self.ring(index)?;
-            (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
+        match self.ring(index)?.served.take() {
+            Some(served) => self.wait_for(index, served.begin_to_stop()),
+            None => Ok(()),
         }
+    }
+
+    /// Waits for the I/O of a ring that stops, and notes how it was left.
+    fn wait_for(&mut self, index: u32, stopping: Stopping) -> Result<(), RingError> {
+        let stopped = stopping.wait(|| self.meanwhile.turn());
+        let ring = self.ring(index)?;
+        (ring.base, ring.broken) = (stopped.next_avail, stopped.broken);
         Ok(())
     }
 
