@@ -29,7 +29,7 @@ use self::archive::Archive;
 pub use self::daemon::Daemon;
 pub use self::ended::Ended;
 use self::images::Images;
-pub use self::migration::Migration;
+pub use self::migration::{Migration, Moving};
 pub use self::report::{BareReport, LinuxReport};
 pub use self::running::Running;
 
@@ -115,6 +115,7 @@ impl Vm {
         files.add("jobs/several", 0o755, include_bytes!("vm/jobs/several"));
         files.add("jobs/exchange", 0o755, include_bytes!("vm/jobs/exchange"));
         files.add("jobs/cached", 0o755, include_bytes!("vm/jobs/cached"));
+        files.add("jobs/held", 0o755, include_bytes!("vm/jobs/held"));
         files.add("jobs/unmap", 0o755, include_bytes!("vm/jobs/unmap"));
         files.add("jobs/small-blocks", 0o755, include_bytes!("vm/jobs/small-blocks"));
         files.add("jobs/write-through", 0o755, include_bytes!("vm/jobs/write-through"));

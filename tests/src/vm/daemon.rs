@@ -86,6 +86,11 @@ impl Daemon {
         begun.elapsed()
     }
 
+    /// What it has logged since it was started last.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
     /// Requires that it runs, has served a front-end, and had nothing to complain about.
     ///
     /// # Panics

@@ -10,6 +10,7 @@ mod disks;
 mod events;
 mod hosts;
 mod kills;
+mod migration_kills;
 mod migrations;
 mod setup;
 mod upgrades;

@@ -40,7 +40,7 @@ fn moves_and_notices_nothing(setup: Setup, count: u32) {
         let socket: &Path = &sockets[turn % 2];
         let to = || vm.clone().incoming().on_sockets(&[socket]).start();
         if turn % GIVE_UP_EVERY == 0 {
-            running.migrate_in_vain(to());
+            running.migrate_in_vain(to(), || ());
         }
         let to = to();
         let (there, migration) = running.migrate(to);
