@@ -40,7 +40,7 @@ faults() {
 
 # 75 times each under two kinds of guests.
 kills_under_guests() {
-  SLUICE_VM_KILLS=75 cargo test --locked -p sluice-tests --test guest_linux kills
+  SLUICE_VM_KILLS=75 cargo test --locked -p sluice-tests --test guest_linux kills:: -- --skip migration_kills
 }
 
 [[ $only == lint ]] || scripts/setup.sh build
