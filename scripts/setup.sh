@@ -2,7 +2,7 @@
 # Installs what the project's commands need and this machine does not have.
 #
 #   scripts/setup.sh build           what cargo needs to build the workspace: a C compiler and linker, make, pkg-config
-#   scripts/setup.sh guest           what guests need to be built and booted: QEMU, its tools, archivers
+#   scripts/setup.sh guest           what guests need to be built and booted: QEMU, its tools, archivers; and systemd
 #   scripts/setup.sh bench           what the benchmark needs: QEMU's storage daemon, to compare with, and losetup
 #   scripts/setup.sh count           what counting instructions needs: valgrind
 #   scripts/setup.sh fuzz            what the fuzzer's runtime is compiled by: a C++ compiler
@@ -19,7 +19,8 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # Command, or file, and the Debian package that has it.
 build_needs=(cc=gcc ld=binutils /usr/include/stdlib.h=libc6-dev make=make pkg-config=pkg-config)
 guest_needs=(qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils qemu-storage-daemon=qemu-utils
-  cpio=cpio zstd=zstd lz4=lz4 xz=xz-utils cc=gcc /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
+  /usr/lib/systemd/systemd=systemd unshare=util-linux cpio=cpio zstd=zstd lz4=lz4 xz=xz-utils cc=gcc
+  /usr/include/stdlib.h=libc6-dev make=make readelf=binutils)
 bench_needs=(qemu-storage-daemon=qemu-utils /usr/sbin/losetup=mount)
 count_needs=(valgrind=valgrind)
 fuzz_needs=("c++=g++")

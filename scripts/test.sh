@@ -35,7 +35,7 @@ hostile() {
 
 # A daemon that is killed in the middle of writes, and disks that fail.
 faults() {
-  SLUICE_KILLS=2000 SLUICE_UPGRADES=200 SLUICE_POWER_CUTS=10000 suites kill upgrade in_order power reconnect faulty_disk bounds
+  SLUICE_KILLS=2000 SLUICE_UPGRADES=200 SLUICE_POWER_CUTS=10000 suites kill upgrade systemd in_order power reconnect faulty_disk bounds
 }
 
 # 75 times each under two kinds of guests.

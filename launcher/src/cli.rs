@@ -44,8 +44,10 @@ Examples:
     sluice run --blk-file=/srv/vm1.img --boot disk
 
 Environment:
-  RUST_LOG     what is logged: error, warn, info (default), debug, trace
-  LISTEN_FDS   sockets from systemd, for disks without a socket of their own
+  RUST_LOG       what is logged: error, warn, info (default), debug, trace
+  LISTEN_FDS     sockets from systemd, for disks without a socket of their own
+  NOTIFY_SOCKET  where systemd hears that the daemon is ready (Type=notify)
+  FDSTORE        how many descriptors systemd keeps (FileDescriptorStoreMax=)
 
 Exit codes: 0 ended as asked, 1 failed, 2 wrong usage.";
 

@@ -117,6 +117,9 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
             Ending::Stop => break end(daemon, manager.as_ref()),
             Ending::Upgrade => match starter.as_ref().map(|starter| daemon.hand_over(starter)) {
                 Ok(Ok((pid, suspended))) => {
+                    if let Ok(starter) = starter {
+                        starter.leave();
+                    }
                     tell(manager.as_ref(), &format!("MAINPID={pid}"));
                     break daemon.leave_to(&format!("process {pid}"), suspended);
                 }

@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use signal_hook::consts::SIGUSR2;
 
 use super::UpgradeError;
@@ -33,6 +35,8 @@ const START: u8 = b's';
 const END: u8 = b'e';
 /// How long a process that has failed may take to end by itself.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long it may take to end by itself.
+const LEAVE_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// What process lists show, so that nobody takes it for the daemon.
 const NAME: &str = "sluice-starter";
 
@@ -50,6 +54,7 @@ pub(crate) struct StarterArgs {
 #[derive(Debug)]
 pub(crate) struct Starter {
     wishes: UnixStream,
+    process: OwnedFd,
 }
 
 impl Starter {
@@ -57,7 +62,7 @@ impl Starter {
     pub(crate) fn launch() -> io::Result<Self> {
         let program = std::env::current_exe()?;
         let (wishes, theirs) = UnixStream::pair()?;
-        Command::new(&program)
+        let child = Command::new(&program)
             .arg0(NAME)
             .arg("starter")
             .arg(&program)
@@ -66,7 +71,17 @@ impl Starter {
             .env(ACTIVATED, inherited::activated().len().to_string())
             .env_remove(HANDOVER)
             .spawn()?;
-        Ok(Self { wishes })
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        Ok(Self { wishes, process })
+    }
+
+    /// Lets it end, and waits for that. Whom it has started last is then a child of whoever adopts those that have lost their
+    /// parent: of the service manager, which waits for the end of its children only.
+    pub(crate) fn leave(self) {
+        drop(self.wishes);
+        let mut process = [PollFd::new(&self.process, PollFlags::IN)];
+        // It has nothing to do before that, and nothing is lost without it.
+        let _ = retry_on_intr(|| poll(&mut process, Some(&LEAVE_MAX)));
     }
 
     /// Has the next daemon started, with `peer`.
