@@ -117,11 +117,12 @@ fn serve_until_stopped(plan: &Plan) -> Result<u8> {
             Ending::Stop => break end(daemon, manager.as_ref()),
             Ending::Upgrade => match starter.as_ref().map(|starter| daemon.hand_over(starter)) {
                 Ok(Ok((pid, suspended))) => {
+                    // First of all, as the next one waits for the disks' locks.
+                    daemon.leave_to(&format!("process {pid}"), suspended);
                     if let Ok(starter) = starter {
                         starter.leave();
                     }
-                    tell(manager.as_ref(), &format!("MAINPID={pid}"));
-                    break daemon.leave_to(&format!("process {pid}"), suspended);
+                    break tell(manager.as_ref(), &format!("MAINPID={pid}"));
                 }
                 Ok(Err(error)) => {
                     // Whoever has asked again meanwhile has got the same answer.

@@ -71,14 +71,23 @@ impl Systemd {
     pub fn await_state(&mut self, state: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            self.hear();
-            if let Some(at) = self.heard.iter().position(|heard| heard.starts_with(state)) {
+            if let Some(at) = self.heard_at(state) {
                 self.heard.drain(..=at);
                 return;
             }
             assert!(Instant::now() < deadline, "{state} is not said: {:?}", self.heard);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether the service has said something.
+    pub fn has_heard(&mut self, state: &str) -> bool {
+        self.heard_at(state).is_some()
+    }
+
+    fn heard_at(&mut self, state: &str) -> Option<usize> {
+        self.hear();
+        self.heard.iter().position(|heard| heard.starts_with(state))
     }
 
     /// How many descriptors are stored.

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use sluice_tests::disk::Disk;
 use sluice_tests::frontend::Session;
 use sluice_tests::generations::{RING, Writer, spec};
@@ -389,6 +389,39 @@ fn a_service_that_is_restarted_goes_on_with_its_front_end() {
     // An upgrade tells who serves now.
     rig.daemon.upgrade();
     manager.await_state(&format!("MAINPID={}", rig.daemon.pid()));
+    rig.check_serves("upgraded");
+}
+
+/// The parent of a process, and whether it is stopped.
+fn parent_and_state(pid: u32) -> (u32, bool) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let mut fields = stat.rsplit(") ").next().unwrap().split(' ');
+    let state = fields.next().unwrap();
+    (fields.next().unwrap().parse().unwrap(), state == "T")
+}
+
+/// A manager waits for the end of its children only, of which the next daemon is one when what has started it has ended.
+#[test]
+fn a_manager_is_told_of_the_next_daemon_when_that_is_its_child() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = Systemd::new(dir.path(), 64);
+    let mut rig = Rig::managed(18, &[], true, Some(&manager));
+    manager.await_state("READY=1");
+    let starter_file = dir.path().join("starter");
+    let script = "#!/bin/sh\necho $PPID > '{file}.new' && mv '{file}.new' '{file}'\nkill -STOP $PPID\nexec '{sluice}' \"$@\"\n";
+    let script = script.replace("{file}", starter_file.to_str().unwrap());
+    rig.replace_program(&script.replace("{sluice}", sluice_path().to_str().unwrap()));
+    rig.daemon.signal(Signal::USR2);
+    rig.daemon.await_that("the next one serves", || rig.daemon.log().contains("goes on with a front-end"));
+    rig.writer.work(5);
+    let starter: u32 = fs::read_to_string(&starter_file).unwrap().trim().parse().unwrap();
+    assert!(parent_and_state(starter).1, "it is stopped");
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!manager.has_heard("MAINPID="), "it is told of a process that is not its child");
+    kill_process(Pid::from_raw(starter.cast_signed()).unwrap(), Signal::CONT).unwrap();
+    manager.await_state("MAINPID=");
+    rig.daemon.follow();
+    assert_eq!(parent_and_state(rig.daemon.pid()).0, std::process::id());
     rig.check_serves("upgraded");
 }
 

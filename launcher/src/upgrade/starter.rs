@@ -35,8 +35,8 @@ const START: u8 = b's';
 const END: u8 = b'e';
 /// How long a process that has failed may take to end by itself.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long it may take to end by itself.
-const LEAVE_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long this one may take to end, when there is no daemon any more. Others serve meanwhile.
+const LEAVE_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// What process lists show, so that nobody takes it for the daemon.
 const NAME: &str = "sluice-starter";
 
