@@ -367,7 +367,7 @@ impl Disk {
     /// has one.
     ///
     /// # Errors
-    /// When the disk wants io_uring and the thread has no ring, or the ring no room.
+    /// When the disk wants io_uring and the thread has no ring.
     pub fn engine(&self, depth: u16, ring: Option<&Ring>) -> io::Result<Box<dyn Engine>> {
         let backing = match &self.storage {
             Storage::File(backing) => Arc::clone(backing),
@@ -376,7 +376,7 @@ impl Disk {
         };
         match (self.engine, ring) {
             (EngineKind::Sync, _) => Ok(Box::new(SyncEngine::new(backing, depth))),
-            (EngineKind::Uring, Some(ring)) => Ok(Box::new(UringEngine::new(backing, depth, ring)?)),
+            (EngineKind::Uring, Some(ring)) => Ok(Box::new(UringEngine::new(backing, depth, ring))),
             (EngineKind::Uring, None) => Err(io::Error::other("io_uring is not available on this host")),
         }
     }

@@ -8,7 +8,6 @@
 //! (`RWF_NOWAIT`), so that the ring would hand each over to a thread of the kernel.
 #![expect(unsafe_code, reason = "hands guest memory to the kernel through the ring")]
 
-use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ const BLOCK_URING_CMD_DISCARD: u32 = 0x1200;
 /// The io_uring engine of one queue.
 #[derive(Debug)]
 pub struct UringEngine {
-    // Dropped first: waits for what is in flight, which points into the slots.
+    // Dropped first: waits for what is in flight, which points into the slots and names the file by its fd.
     client: Client,
     slots: Vec<Option<Request>>,
     /// What was done at once.
@@ -38,14 +37,12 @@ pub struct UringEngine {
 
 impl UringEngine {
     /// An engine for `backing` with up to `depth` requests in flight, on the calling thread's `ring`.
-    ///
-    /// # Errors
-    /// When the ring has no room for another client or the file cannot be registered.
-    pub fn new(backing: Arc<Backing>, depth: u16, ring: &Ring) -> io::Result<Self> {
+    #[must_use]
+    pub fn new(backing: Arc<Backing>, depth: u16, ring: &Ring) -> Self {
         let client = ring.client(usize::from(depth));
         let slots = (0..depth).map(|_| None).collect();
         let has_discard_command = backing.is_block;
-        Ok(Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing, has_discard_command })
+        Self { client, slots, done: Vec::with_capacity(usize::from(depth)), backing, has_discard_command }
     }
 }
 

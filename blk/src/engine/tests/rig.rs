@@ -234,7 +234,7 @@ fn list(len: usize) -> SgList {
 /// An engine on `backing`: on io_uring if there is a ring.
 pub(super) fn engine(backing: &Arc<Backing>, ring: Option<&Ring>) -> Box<dyn Engine> {
     match ring {
-        Some(ring) => Box::new(UringEngine::new(Arc::clone(backing), DEPTH, ring).expect("a free slot")),
+        Some(ring) => Box::new(UringEngine::new(Arc::clone(backing), DEPTH, ring)),
         None => Box::new(SyncEngine::new(Arc::clone(backing), DEPTH)),
     }
 }
