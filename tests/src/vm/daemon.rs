@@ -86,7 +86,7 @@ impl Daemon {
         begun.elapsed()
     }
 
-    /// What it has logged since it was started last.
+    /// What it has logged, and others that serve the same disk.
     pub fn log(&self) -> String {
         self.process.log()
     }

@@ -15,8 +15,7 @@ const FAST: u64 = 8 << 30;
 const MIDDLING: u64 = 96 << 20;
 /// So slow that it cannot come to an end.
 const SLOW: u64 = 16 << 10;
-/// How long the guest may stand still for the rest, in milliseconds, as is QEMU's default.
-const DOWNTIME_MS: u64 = 300;
+
 /// How a migration went, as QEMU says (query-migrate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Migration {
@@ -38,7 +37,7 @@ impl Moving<'_> {
     /// Now it may come to an end, as fast as it can.
     pub fn let_go(&mut self) {
         if self.result.is_ok() {
-            self.result = limit(self.source, FAST, DOWNTIME_MS);
+            self.result = limit(self.source, FAST);
         }
     }
 }
@@ -112,7 +111,7 @@ impl Running {
     }
 
     fn try_in_vain(&mut self, to: &mut Running, meanwhile: impl FnOnce()) -> Result<(), String> {
-        limit(self.qmp()?, SLOW, DOWNTIME_MS)?;
+        limit(self.qmp()?, SLOW)?;
         self.begin_to_migrate(to)?;
         let source = self.qmp()?;
         await_status(source, "active")?;
@@ -126,7 +125,7 @@ impl Running {
         to: &mut Running,
         meanwhile: impl FnOnce(&mut Moving<'_>),
     ) -> Result<Migration, String> {
-        limit(self.qmp()?, MIDDLING, DOWNTIME_MS)?;
+        limit(self.qmp()?, MIDDLING)?;
         self.begin_to_migrate(to)?;
         let source = self.qmp()?;
         let begun = Instant::now();
@@ -136,7 +135,7 @@ impl Running {
             }
             std::thread::sleep(LOOK);
         }
-        limit(source, SLOW, DOWNTIME_MS)?;
+        limit(source, SLOW)?;
         // What it may send at the old speed until it looks at the new one.
         std::thread::sleep(10 * LOOK);
         let ram = &source.ask("query-migrate", json!({}))?["ram"];
@@ -161,7 +160,7 @@ impl Running {
     }
 
     fn try_migrate(&mut self, to: &mut Running) -> Result<Migration, String> {
-        limit(self.qmp()?, FAST, DOWNTIME_MS)?;
+        limit(self.qmp()?, FAST)?;
         self.begin_to_migrate(to)?;
         self.await_completed()
     }
@@ -187,10 +186,9 @@ impl Running {
     }
 }
 
-/// How fast memory is sent, and how long the guest may stand still at the end.
-fn limit(source: &mut Monitor, bytes_per_second: u64, downtime_ms: u64) -> Result<(), String> {
-    let limits = json!({ "max-bandwidth": bytes_per_second, "downtime-limit": downtime_ms });
-    source.ask("migrate-set-parameters", limits)?;
+/// How fast memory is sent.
+fn limit(source: &mut Monitor, bytes_per_second: u64) -> Result<(), String> {
+    source.ask("migrate-set-parameters", json!({ "max-bandwidth": bytes_per_second }))?;
     Ok(())
 }
 
