@@ -5,10 +5,9 @@
 //! made of, without any flag, and nothing can be registered with it. And it is made in two steps, as whoever makes the
 //! threads of a daemon may want to take the right to make rings from all of them first.
 //!
-//! Files, too, are not registered. It would save an operation the few nanoseconds of looking up an fd, which is less than can
-//! be measured of a whole I/O. But a ring takes the kernel 20 to 70 ms to take apart when its process has died, and what is
-//! registered stays open until then, the disk's lock with it: a successor would have to wait for no reason. So a dead
-//! process's file is held by its last I/O, and by nothing else.
+//! Files, too, are not registered. That would save an operation the few nanoseconds of looking up an fd, less than can be
+//! measured of a whole I/O. But the kernel takes some 30 ms to take the ring of a dead process apart, and what is registered stays
+//! open until then, the disk's lock with it: a successor would wait for no reason. As it is, the last I/O holds the file.
 
 use std::io;
 
